@@ -168,7 +168,7 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	if len(s) != 32 {
-		return d, fmt.Errorf("digest %q: want 32 hex digits", s)
+		return d, fmt.Errorf("digest of %d characters: want 32 hex digits", len(s))
 	}
 	if _, err := hex.Decode(d[:], []byte(s)); err != nil {
 		return Digest{}, fmt.Errorf("digest %q: %w", s, err)

@@ -172,9 +172,6 @@ func (r *Reader) Since(offset int) []byte {
 	return r.buf[offset:r.pos:r.pos]
 }
 
-// Depth is the number of containers that are open.
-func (r *Reader) Depth() int { return r.depth }
-
 // Mark is a place in the input to come back to.
 type Mark struct {
 	pos, depth int

@@ -42,13 +42,6 @@ func AppendRecordAs(dst []byte, b *Batch, r Range, dedup batch.ID) []byte {
 	return dst
 }
 
-// RecordSize is the length of what AppendRecord appends.
-func RecordSize(b *Batch, r Range) int {
-	h := header{b: b, r: r, part: r != b.whole(), dedup: b.DedupFor(r)}
-	h.name, h.version = splitSDK(tidy(b.SDK, MaxSDKBytes))
-	return h.size() + b.contentSize(r)
-}
-
 func (r Range) holds(index uint32) bool { return r.First <= index && index <= r.Last }
 
 // contentSize is the size of the events and rejected events in r.
