@@ -1,0 +1,225 @@
+package ingest
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"sluice/internal/protocol"
+)
+
+const (
+	maxURL     = 8 << 10
+	maxHeaders = 16 << 10 // cookies not counted: nobody reads them
+)
+
+type handler func(*answerWriter, *http.Request)
+
+// route is what one path takes.
+type route struct {
+	name    string // label in metrics
+	methods map[string]handler
+	cors    []string // request headers pages of other origins may send; nil: not for them
+	refuse  func(protocol.Problem) protocol.Answer
+}
+
+func (r *route) allow() string {
+	ms := make([]string, 0, len(r.methods)+1)
+	for m := range r.methods {
+		ms = append(ms, m)
+	}
+	if r.cors != nil {
+		ms = append(ms, http.MethodOptions)
+	}
+	slices.Sort(ms)
+	return strings.Join(ms, ", ")
+}
+
+// ServeHTTP routes a request. Whatever happens below, one answer is written, one
+// request is counted, and no panic leaves.
+func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	w := &answerWriter{ResponseWriter: rw, unread: r.ContentLength != 0, last: &c.draining}
+	name := "other"
+	refuse := protocol.Refuse
+	c.metrics.requestsInFlight.Inc()
+	defer func() {
+		if v := recover(); v != nil {
+			c.log.fault(name, fmt.Sprint(v))
+			c.metrics.refuse(name, protocol.CodeInternal)
+			if w.status == 0 {
+				c.write(w, protocol.Refuse(*protocol.NewProblem(protocol.CodeInternal, "a fault in the collector")))
+			}
+		}
+		c.metrics.requestsInFlight.Dec()
+		c.metrics.requests.WithLabelValues(name, w.code()).Inc()
+	}()
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store")
+
+	rt := c.routes[r.URL.Path]
+	if rt != nil {
+		name = rt.name
+		if rt.refuse != nil {
+			refuse = rt.refuse
+		}
+		if rt.cors != nil && r.Header.Get("Origin") != "" {
+			// No credentials are ever read from a page's cookies, so any origin may ask.
+			w.Header().Set("Access-Control-Allow-Origin", "*")
+			w.Header().Set("Access-Control-Expose-Headers", "Retry-After")
+		}
+	}
+	if cn := connOf(r); cn != nil {
+		defer cn.nextRequest()
+		if why := cn.ambiguous(r); why != "" {
+			w.unread = true // also where net/http sees no body: the connection must not be used again
+			c.refuse(w, r, name, refuse, protocol.NewProblem(protocol.CodeBadRequest, why))
+			return
+		}
+	}
+	if p := tooLong(r); p != nil {
+		c.refuse(w, r, name, refuse, p)
+		return
+	}
+	if rt == nil {
+		c.refuse(w, r, name, refuse, protocol.NewProblem(protocol.CodeNotFound, "no such path"))
+		return
+	}
+	if h := rt.methods[r.Method]; h != nil {
+		h(w, r)
+		return
+	}
+	w.Header().Set("Allow", rt.allow())
+	if r.Method == http.MethodOptions && rt.cors != nil {
+		c.preflight(w, rt)
+		return
+	}
+	c.refuse(w, r, name, refuse, protocol.NewProblem(protocol.CodeMethodNotAllowed, "this path takes "+rt.allow()))
+}
+
+// preflight answers a browser that asks what a page of another origin may send.
+func (c *Collector) preflight(w http.ResponseWriter, rt *route) {
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Allow-Methods", rt.allow())
+	h.Set("Access-Control-Allow-Headers", strings.Join(rt.cors, ", "))
+	h.Set("Access-Control-Max-Age", "86400")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// tooLong checks the size of the URL and of the headers.
+func tooLong(r *http.Request) *protocol.Problem {
+	if len(r.RequestURI) > maxURL {
+		return protocol.NewProblem(protocol.CodeURLTooLong, "the URL is over 8 KiB")
+	}
+	n := 0
+	for k, vs := range r.Header {
+		if k == "Cookie" {
+			continue
+		}
+		for _, v := range vs {
+			n += len(k) + len(v) + len(": \r\n")
+		}
+	}
+	if n > maxHeaders {
+		return protocol.NewProblem(protocol.CodeHeadersTooLarge, "the headers are over 16 KiB")
+	}
+	return nil
+}
+
+// refuse answers with a problem, and logs and counts it.
+func (c *Collector) refuse(w *answerWriter, r *http.Request, name string, shape func(protocol.Problem) protocol.Answer, p *protocol.Problem) {
+	c.metrics.refuse(name, p.Code)
+	c.log.refused(name, r.RemoteAddr, r.UserAgent(), p)
+	if p.Status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="sluice"`)
+	}
+	c.write(w, shape(*p))
+}
+
+// refusedUnread logs and counts a request that never became one.
+func (c *Collector) refusedUnread(remote string, p *protocol.Problem) {
+	c.metrics.refuse("other", p.Code)
+	c.metrics.requests.WithLabelValues("other", strconv.Itoa(p.Status)).Inc()
+	c.log.refused("other", remote, "", p)
+}
+
+// write sends an answer. A client that does not take it loses its connection.
+func (c *Collector) write(w *answerWriter, a protocol.Answer) {
+	// Not every ResponseWriter has deadlines (tests); the server's own holds then.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(c.limits.WriteTimeout))
+	h := w.Header()
+	for k, v := range a.Header {
+		h.Set(k, v)
+	}
+	if a.ContentType != "" {
+		h.Set("Content-Type", a.ContentType)
+	}
+	h.Set("Content-Length", strconv.Itoa(len(a.Body)))
+	w.WriteHeader(a.Status)
+	// The client may be gone; the batch is as safe as the answer says all the same.
+	_, _ = w.Write(a.Body)
+}
+
+// linger is how long the rest of a body is read, and thrown away, after the
+// request was refused: a connection closed over unread bytes is reset, which can
+// take the answer from a client that is still sending.
+const linger = time.Second
+
+// answerWriter remembers the status for the metrics, and closes connections that
+// cannot, or should not, be used again.
+type answerWriter struct {
+	http.ResponseWriter
+	status int
+	unread bool         // there is a body, and it was not read to its end
+	last   *atomic.Bool // this is the last answer on any connection
+}
+
+func (w *answerWriter) WriteHeader(status int) {
+	if w.status == 0 {
+		w.status = status
+		if w.unread || w.last.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		if w.unread {
+			// Not every ResponseWriter has deadlines (tests).
+			_ = http.NewResponseController(w.ResponseWriter).SetReadDeadline(time.Now().Add(linger))
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *answerWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// code is the label of the status. Protocols choose among a few constants, so
+// the label is bounded; 0 is a client that was gone before there was an answer.
+func (w *answerWriter) code() string {
+	if w.status < 200 || w.status > 599 {
+		return "none"
+	}
+	return strconv.Itoa(w.status)
+}
+
+func openAPI(w *answerWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Access-Control-Allow-Origin", "*")
+	_, _ = w.Write(openAPIDocument)
+}
+
+// healthz says that the process serves requests, and nothing about what is
+// behind it: that is readyz.
+func healthz(w *answerWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write([]byte("ok\n"))
+}
