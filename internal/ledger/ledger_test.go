@@ -1,0 +1,343 @@
+package ledger
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"sluice/pkg/batch"
+	"sluice/pkg/retry"
+)
+
+func TestMain(m *testing.M) {
+	// The other process of TestOneCollectorADirectory.
+	if dir := os.Getenv("LEDGER_TEST_OPEN"); dir != "" {
+		_, err := Open(dir, slog.New(slog.DiscardHandler))
+		fmt.Print(err)
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// clock is set by the test.
+type clock struct {
+	mu sync.Mutex
+	t  time.Time
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) set(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = t
+}
+
+var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func open(t testing.TB, dir string, c *clock) (*Ledger, *bytes.Buffer) {
+	var log bytes.Buffer
+	l, err := Open(dir, slog.New(slog.NewTextHandler(&log, nil)), WithClock(c.now))
+	require.NoError(t, err)
+	return l, &log
+}
+
+func at(l *Ledger) time.Time { return l.Accept(1).ReceivedAt.UTC() }
+
+func TestAccept(t *testing.T) {
+	c := &clock{t: noon}
+	l, _ := open(t, "", c)
+	first := l.Accept(3)
+	assert.Equal(t, uint64(1), first.FirstSeq)
+	assert.True(t, noon.Equal(first.ReceivedAt))
+	assert.Equal(t, l.Collector(), first.Collector)
+	assert.Equal(t, l.Epoch(), first.Epoch)
+	assert.False(t, first.Collector.IsZero())
+	assert.NotZero(t, first.Epoch)
+	assert.LessOrEqual(t, first.Epoch, uint64(1<<63-1))
+	assert.Equal(t, uint64(4), l.Accept(1).FirstSeq)
+	assert.Equal(t, uint64(5), l.Accept(0).FirstSeq, "a batch has at least one record")
+	assert.Equal(t, uint64(6), l.Accept(1).FirstSeq)
+
+	c.set(noon.Add(-time.Hour))
+	assert.Equal(t, noon, at(l), "held while the clock is behind")
+	c.set(noon.Add(time.Millisecond))
+	assert.Equal(t, noon.Add(time.Millisecond), at(l))
+	require.NoError(t, l.Close())
+}
+
+func TestAcceptConcurrently(t *testing.T) {
+	l, err := Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	defer l.Close()
+	const workers, each = 8, 1000
+	stamps := make([][]batch.Stamp, workers)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := range each {
+				stamps[w] = append(stamps[w], l.Accept(i%3+1))
+			}
+		})
+	}
+	wg.Wait()
+	byFirst := map[uint64]batch.Stamp{}
+	sizes := map[uint64]int{}
+	for w := range workers {
+		for i, s := range stamps[w] {
+			byFirst[s.FirstSeq], sizes[s.FirstSeq] = s, i%3+1
+		}
+	}
+	require.Len(t, byFirst, workers*each)
+	next, last := uint64(1), time.Time{}
+	for range byFirst {
+		s, ok := byFirst[next]
+		require.True(t, ok, "a gap, or an overlap, at %d", next)
+		assert.False(t, s.ReceivedAt.Before(last), "a higher number never has an earlier time")
+		next, last = next+uint64(sizes[next]), s.ReceivedAt
+	}
+}
+
+func TestRestart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b") // made where missing
+	c := &clock{t: noon}
+	l, _ := open(t, dir, c)
+	id, epoch := l.Collector(), l.Epoch()
+	require.Equal(t, noon, at(l))
+	require.NoError(t, l.Close())
+
+	c.set(noon.Add(-time.Hour)) // set back while the collector was down
+	l, log := open(t, dir, c)
+	assert.Equal(t, id, l.Collector())
+	assert.NotEqual(t, epoch, l.Epoch())
+	assert.Equal(t, uint64(1), l.Accept(1).FirstSeq)
+	assert.Equal(t, noon, at(l), "an orderly end leaves the last stamp, no reserve")
+	assert.Empty(t, log.String())
+	require.NoError(t, l.Close())
+}
+
+// kill -9: nothing is written at the end.
+func TestRestartAfterACrash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		l, err := Open(dir, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		var last time.Time
+		for range 100 {
+			last = l.Accept(1).ReceivedAt
+			retry.Sleep(t.Context(), 333*time.Millisecond)
+		}
+		crash(l)
+		earlier := &clock{t: time.Now().Add(-time.Hour)}
+		again, _ := open(t, dir, earlier)
+		defer again.Close()
+		got := again.Accept(1).ReceivedAt
+		assert.False(t, got.Before(last), "%s is before %s", got, last)
+		assert.LessOrEqual(t, got.Sub(last), reserve+renew, "and not far ahead")
+	})
+}
+
+// crash leaves the disk as it is and lets go of everything, as the end of a
+// process does.
+func crash(l *Ledger) {
+	close(l.stop)
+	<-l.done
+	l.store.close()
+}
+
+func TestOneCollectorADirectory(t *testing.T) {
+	dir := t.TempDir()
+	l, _ := open(t, dir, &clock{t: noon})
+	_, err := Open(dir, slog.New(slog.DiscardHandler))
+	require.ErrorIs(t, err, ErrInUse)
+	assert.ErrorContains(t, err, "SLUICE_SPOOL_DIR "+dir)
+
+	other := exec.Command(os.Args[0])
+	other.Env = append(os.Environ(), "LEDGER_TEST_OPEN="+dir)
+	out, err := other.Output()
+	require.NoError(t, err)
+	assert.Contains(t, string(out), ErrInUse.Error())
+
+	require.NoError(t, l.Close())
+	out, err = func() ([]byte, error) {
+		other := exec.Command(os.Args[0])
+		other.Env = append(os.Environ(), "LEDGER_TEST_OPEN="+dir)
+		return other.Output()
+	}()
+	require.NoError(t, err)
+	assert.Equal(t, "<nil>", string(out), "the lock goes with its holder, however it ends")
+	l, _ = open(t, dir, &clock{t: noon})
+	require.NoError(t, l.Close())
+}
+
+func TestDamagedFiles(t *testing.T) {
+	good := string(appendBound(noon.UnixMicro()))
+	for name, tt := range map[string]struct {
+		file, content string
+		keepsID       bool
+		keepsBound    bool
+		aside         bool
+	}{
+		"intact":             {boundFile, good, true, true, false},
+		"id empty":           {idFile, "", false, true, false}, // crashed while it was made
+		"id half":            {idFile, "0b2f3c4d-1111", false, true, true},
+		"id zero":            {idFile, batch.ID{}.String(), false, true, true},
+		"id garbage":         {idFile, "\x00\x00\xff" + strings.Repeat("x", 10_000), false, true, true},
+		"bound empty":        {boundFile, "", true, false, false},
+		"bound half":         {boundFile, good[:10], false, false, true},
+		"bound torn":         {boundFile, "9" + good[1:], false, false, true},
+		"bound zeroed":       {boundFile, strings.Repeat("\x00", lineBytes), false, false, true},
+		"bound with more":    {boundFile, good + "x", false, false, true},
+		"bound negative":     {boundFile, "-1", false, false, true},
+		"bound far ahead":    {boundFile, string(appendBound(noon.Add(maxAhead).UnixMicro())), false, false, true},
+		"bound not a number": {boundFile, strings.Repeat("x", lineBytes-1) + "\n", false, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			c := &clock{t: noon}
+			l, _ := open(t, dir, c)
+			id := l.Collector()
+			at(l)
+			require.NoError(t, l.Close())
+			require.NoError(t, os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.content), 0o644))
+
+			c.set(noon.Add(-time.Hour))
+			l, log := open(t, dir, c)
+			assert.Equal(t, tt.keepsID, l.Collector() == id)
+			assert.Equal(t, tt.keepsBound, at(l).Equal(noon))
+			kept, err := filepath.Glob(filepath.Join(dir, "*.damaged-*"))
+			require.NoError(t, err)
+			if tt.aside {
+				require.Len(t, kept, 1)
+				content, err := os.ReadFile(kept[0])
+				require.NoError(t, err)
+				assert.Equal(t, tt.content[:min(len(tt.content), maxIDFile)], string(content))
+				assert.Contains(t, log.String(), "level=WARN")
+				assert.Contains(t, log.String(), tt.file)
+			} else {
+				assert.Empty(t, kept)
+				assert.Empty(t, log.String())
+			}
+			id = l.Collector()
+			require.NoError(t, l.Close())
+			l, _ = open(t, dir, c)
+			assert.Equal(t, id, l.Collector(), "and then it stays")
+			require.NoError(t, l.Close())
+		})
+	}
+}
+
+// A clock that was far ahead in an earlier run must not hold receive times there,
+// nor let the same collector's times go back.
+func TestClockWasFarAhead(t *testing.T) {
+	dir := t.TempDir()
+	c := &clock{t: noon.AddDate(24, 0, 0)}
+	l, _ := open(t, dir, c)
+	id := l.Collector()
+	at(l)
+	require.NoError(t, l.Close())
+	c.set(noon)
+	l, log := open(t, dir, c)
+	assert.Equal(t, noon, at(l))
+	assert.NotEqual(t, id, l.Collector())
+	assert.Contains(t, log.String(), "level=WARN")
+	id = l.Collector()
+	require.NoError(t, l.Close())
+	l, _ = open(t, dir, c)
+	assert.Equal(t, id, l.Collector())
+	require.NoError(t, l.Close())
+}
+
+// While it runs, a clock that is set back costs a warning.
+func TestClockIsSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &clock{t: noon}
+		l, log := open(t, t.TempDir(), c)
+		at(l)
+		c.set(noon.Add(-noticeable))
+		retry.Sleep(t.Context(), 3*renew)
+		synctest.Wait()
+		assert.Empty(t, log.String())
+		c.set(noon.Add(-time.Hour))
+		retry.Sleep(t.Context(), 3*renew)
+		synctest.Wait()
+		assert.Equal(t, noon, at(l))
+		assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+		require.NoError(t, l.Close())
+	})
+}
+
+func TestUnusableDirectory(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o644))
+	_, err := Open(file, slog.New(slog.DiscardHandler))
+	require.ErrorContains(t, err, "SLUICE_SPOOL_DIR "+file)
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, boundFile), 0o755))
+	_, err = Open(dir, slog.New(slog.DiscardHandler))
+	require.Error(t, err)
+	require.NoError(t, os.Remove(filepath.Join(dir, boundFile)))
+	l, _ := open(t, dir, &clock{t: noon}) // the failed start has let go of the lock
+	require.NoError(t, l.Close())
+}
+
+// A disk that fails while the collector runs costs a warning, once, and no stamp.
+func TestDiskFailsLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		l, err := Open(t.TempDir(), slog.New(slog.NewTextHandler(&log, nil)))
+		require.NoError(t, err)
+		l.store.times.Close()
+		retry.Sleep(t.Context(), 10*renew)
+		assert.WithinDuration(t, time.Now(), l.Accept(1).ReceivedAt, 0)
+		assert.Error(t, l.Close())
+		assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+	})
+}
+
+func FuzzParseBound(f *testing.F) {
+	f.Add(appendBound(noon.UnixMicro()))
+	f.Add([]byte("0"))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		bound, err := parseBound(line)
+		if err == nil && !bytes.Equal(appendBound(bound), line) {
+			t.Fatalf("%q is read as %d", line, bound)
+		}
+	})
+}
+
+func BenchmarkAccept(b *testing.B) {
+	l, err := Open("", slog.New(slog.DiscardHandler))
+	require.NoError(b, err)
+	b.ReportAllocs()
+	for b.Loop() {
+		l.Accept(1)
+	}
+}
+
+func BenchmarkAcceptParallel(b *testing.B) {
+	l, err := Open("", slog.New(slog.DiscardHandler))
+	require.NoError(b, err)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			l.Accept(1)
+		}
+	})
+}
