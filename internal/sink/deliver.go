@@ -1,0 +1,298 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sluice/pkg/batch"
+	"sluice/pkg/retry"
+	"sluice/pkg/schema"
+)
+
+// attempts is how many fresh tokens are tried for rows that ClickHouse says it
+// has and does not show: killed between writing an insert's token and renaming
+// its part, it drops the part and takes the retry for a repeat.
+const attempts = 5
+
+var errTorn = errors.New("rows are still missing after every retry")
+
+// deliver brings a block into ClickHouse. When it returns nil every row of the
+// block is there. It waits out what is transient for as long as the partition
+// is owned: Kafka keeps the records.
+func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error {
+	if err := p.retry(ctx, "look up earlier copies", func() error { return p.decide(ctx, b) }); err != nil {
+		return err
+	}
+	rows := b.build()
+	start := p.s.now()
+	if b.first > p.horizon {
+		err := p.flushing(ctx, func() error { return p.insert(ctx, gen, b, rows, p.token(b)) })
+		if err == nil {
+			p.s.metrics.inserted(rows, p.s.now().Sub(start))
+			return nil
+		}
+		if errors.Is(err, batch.ErrFenced) || ctx.Err() != nil {
+			return err
+		}
+		p.s.metrics.insertErrors.Inc()
+		p.log.Warn("insert is unsure; reading back", "first", b.first, "last", b.last, "error", err)
+		if !retry.Sleep(ctx, 200*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return p.retry(ctx, "heal", func() error {
+		return p.flushing(ctx, func() error {
+			// Unless the protocol is broken on purpose, unsure means: look first.
+			if p.s.cfg.SkipReadBack {
+				return p.insert(ctx, gen, b, rows, p.token(b))
+			}
+			return p.heal(ctx, gen, b, rows)
+		})
+	})
+}
+
+// flushing runs one attempt while it holds one of the process's places for
+// inserts. Nobody waits for anything else while holding one: a partition that
+// cannot go on does not keep the others from it.
+func (p *partition) flushing(ctx context.Context, attempt func() error) error {
+	select {
+	case p.s.flushes <- struct{}{}:
+		defer func() { <-p.s.flushes }()
+		return attempt()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// token names the inserts of a block for ClickHouse's deduplication. A block that
+// an earlier owner was about to insert keeps its token; for every other one it has
+// never been used: ClickHouse drops other rows under a token it knows, and reports
+// success.
+func (p *partition) token(b *block) string {
+	if i := p.intent; i.Token != "" && i.First == b.first && i.Last == b.last {
+		return i.Token
+	}
+	return p.freshToken(b)
+}
+
+func (p *partition) freshToken(b *block) string {
+	return fmt.Sprintf("%s/%s/%d/%d-%d/%s", p.at.Log, p.at.Topic, p.at.Partition, b.first, b.last, p.own)
+}
+
+// insert opens the inserts of the tables that have rows, commits the block's
+// intent, and sends.
+func (p *partition) insert(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows, token string) error {
+	doors, err := p.open(ctx, gen, b, rows, token)
+	if err != nil {
+		return err
+	}
+	defer closeAll(doors)
+	for _, t := range schema.Tables() {
+		if door := doors[t]; door != nil {
+			if err := door.Send(rows[t]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// open opens the inserts of a block and then commits its intent. The order is
+// what shuts out a paused process: it cannot have a door open once a later owner
+// has opened its own, and it learns from the refused commit that it must not
+// send.
+func (p *partition) open(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows, token string) (map[schema.Table]Insert, error) {
+	doors := map[schema.Table]Insert{}
+	for _, t := range schema.Tables() {
+		if rows[t].Len() == 0 {
+			continue
+		}
+		door, err := p.s.store.OpenInsert(ctx, t, p.at, token)
+		if err != nil {
+			closeAll(doors)
+			return nil, err
+		}
+		doors[t] = door
+	}
+	if p.s.cfg.SkipIntent {
+		return doors, nil
+	}
+	// A crash before this commit: nothing was sent, the offset is the old one. A
+	// crash after it: the next owner knows which block to read back.
+	i := intent{Log: p.at.Log, First: b.first, Last: b.last, Token: p.token(b)}
+	if err := gen.Commit(ctx, p.at.Partition, b.first, i.String()); err != nil {
+		closeAll(doors)
+		return nil, fmt.Errorf("commit the intent %d to %d: %w", b.first, b.last, err)
+	}
+	return doors, nil
+}
+
+func closeAll(doors map[schema.Table]Insert) {
+	for _, d := range doors {
+		d.Close()
+	}
+}
+
+// heal makes a block complete of which any part may be there. It shuts the doors,
+// so that nothing sent before can still arrive; then each round reads back, in
+// every table, which rows are there, and inserts the others: first under the
+// block's own token, so that an insert that did arrive after all makes this one a
+// repeat; then, for rows that the token claims and the table does not have, under
+// tokens of their own. It returns nil after a round that found nothing missing.
+//
+// No insert is open while it reads: that may take longer than the server waits
+// for an insert's rows.
+func (p *partition) heal(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows) error {
+	p.s.metrics.readBacks.Inc()
+	if err := p.shutDoors(ctx); err != nil {
+		return err
+	}
+	for round := 0; round <= attempts+1; round++ {
+		token := p.token(b)
+		if round > 0 {
+			token = fmt.Sprintf("%s#%d", p.freshToken(b), round)
+		}
+		missing, err := p.healRound(ctx, gen, b, rows, token)
+		if err != nil {
+			return err
+		}
+		if missing == 0 {
+			return nil
+		}
+		kind := "unsure"
+		if round > 0 {
+			kind = "torn"
+		}
+		p.s.metrics.healed.WithLabelValues(kind).Add(float64(missing))
+		p.log.Info("rows were missing and were inserted", "first", b.first, "last", b.last, "rows", missing, "kind", kind, "round", round)
+	}
+	p.s.metrics.alarm("torn")
+	return retry.Mark(fmt.Errorf("block %d to %d: %w", b.first, b.last, errTorn), retry.Permanent)
+}
+
+func (p *partition) healRound(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows, token string) (int, error) {
+	missing := map[schema.Table]*schema.Rows{}
+	total := 0
+	for _, t := range schema.Tables() {
+		m, err := p.missing(ctx, t, b, rows[t])
+		if err != nil {
+			return 0, err
+		}
+		missing[t] = m
+		total += m.Len()
+	}
+	if total == 0 {
+		return 0, nil
+	}
+	return total, p.insert(ctx, gen, b, missing, token)
+}
+
+// place tells the rows of one partition apart.
+type place struct {
+	offset int64
+	index  uint32
+	batch  batch.ID // a log that lost its newest records has others at their offsets
+}
+
+// missing returns the rows of the block that the table does not have.
+func (p *partition) missing(ctx context.Context, t schema.Table, b *block, rows *schema.Rows) (*schema.Rows, error) {
+	there := map[place]int{}
+	twice := 0
+	err := p.s.store.Present(ctx, t, p.at, b.first, b.last, func(offset int64, index uint32, id batch.ID) {
+		k := place{offset, index, id}
+		there[k]++
+		if there[k] > 1 {
+			twice++
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if twice > 0 && t != schema.ProgressTab {
+		// They collapse when parts merge and count once through FINAL; but no way
+		// through this code stores a row twice, so somebody should look.
+		p.s.metrics.alarm("stored_twice")
+		p.log.Error("rows are stored twice", "table", t, "rows", twice, "first", b.first, "last", b.last)
+	}
+	out := &schema.Rows{}
+	for _, r := range rows.Events {
+		if there[place{r.Offset, r.Event.Index, r.Batch.ID}] == 0 {
+			out.Events = append(out.Events, r)
+		}
+	}
+	for _, r := range rows.Dead {
+		if there[place{r.Offset, r.Index, r.BatchID}] == 0 {
+			out.Dead = append(out.Dead, r)
+		}
+	}
+	for _, r := range rows.Batches {
+		if there[place{r.Offset, 0, r.Record.BatchID}] == 0 {
+			out.Batches = append(out.Batches, r)
+		}
+	}
+	for _, r := range rows.Progress {
+		if there[place{offset: r.Through}] == 0 {
+			out.Progress = append(out.Progress, r)
+		}
+	}
+	// A row that merged with a copy of itself is not missing.
+	if out.Events, err = without(out.Events, func(found func(int)) error {
+		return p.s.store.MergedEvents(ctx, t, out.Events, found)
+	}); err != nil {
+		return nil, err
+	}
+	if out.Dead, err = without(out.Dead, func(found func(int)) error {
+		return p.s.store.MergedDead(ctx, out.Dead, found)
+	}); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// without returns the rows that look does not report.
+func without[R any](rows []R, look func(found func(row int)) error) ([]R, error) {
+	if len(rows) == 0 {
+		return nil, nil
+	}
+	gone := make([]bool, len(rows))
+	if err := look(func(row int) { gone[row] = true }); err != nil {
+		return nil, err
+	}
+	var left []R
+	for i := range rows {
+		if !gone[i] {
+			left = append(left, rows[i])
+		}
+	}
+	return left, nil
+}
+
+// retry repeats until it works or the partition is not owned any more. What is
+// permanent is our fault or an operator's, not the data's: it is repeated too,
+// slowly and with an alarm, because nothing is lost by waiting.
+func (p *partition) retry(ctx context.Context, what string, fn func() error) error {
+	transient := retry.Policy{Min: 200 * time.Millisecond, Max: 5 * time.Second}
+	for attempt := 0; ; attempt++ {
+		err := fn()
+		if err == nil || errors.Is(err, batch.ErrFenced) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		wait := transient.Wait(attempt, err)
+		if retry.ClassOf(err) == retry.Permanent {
+			p.s.metrics.alarm("permanent")
+			wait = 10 * time.Second
+			p.log.Error("cannot go on until this is mended", "doing", what, "error", err)
+		} else {
+			p.log.Warn("trying again", "doing", what, "error", err, "in", wait)
+		}
+		p.status("waiting", what+": "+err.Error())
+		if !retry.Sleep(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}

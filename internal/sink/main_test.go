@@ -1,0 +1,12 @@
+package sink
+
+import (
+	"os"
+	"testing"
+
+	"sluice/internal/embedded/teststack"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(teststack.Main(m, teststack.NeedClickHouse, teststack.CheckLeaks))
+}

@@ -1,0 +1,441 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"sluice/pkg/batch"
+	"sluice/pkg/retry"
+	"sluice/pkg/schema"
+)
+
+const (
+	fetchBytes = 2 << 20
+	// tipBytes is asked for where nothing is known to be there. Such a fetch waits:
+	// were it charged for as much as any other, the idle ones of many partitions
+	// would hold the budget.
+	tipBytes  = 64 << 10
+	fetchWait = 500 * time.Millisecond
+	// decodedFactor is what a fetched byte is taken to become in memory before
+	// that is known (measured for 100-event batches: 2 to 3).
+	decodedFactor = 4
+)
+
+// partition drains one partition for one generation. Owned by one goroutine.
+type partition struct {
+	s    *Sink
+	at   schema.Position // Offset is not used
+	log  *slog.Logger
+	seen *remembered
+	rate rate
+	own  string // in the tokens of this loop, and of no other
+
+	next    int64  // the offset to go on from
+	horizon int64  // up to here rows may be there already: verify, then insert what is missing
+	intent  intent // what an earlier owner was about to insert
+	end     int64  // the log's end when last seen
+
+	filling *batch.Accumulator[item]
+	spare   []item // fetched and decoded, for the next block
+	held    int64  // bytes charged to the budget for what is fetched and not delivered
+}
+
+func newPartition(s *Sink, id, remember int) *partition {
+	return &partition{
+		s:    s,
+		at:   schema.Position{Topic: s.cfg.Topic, Partition: id},
+		log:  s.log.With("partition", id),
+		seen: newRemembered(remember),
+		own:  batch.Random().String(),
+		// Half of the process's bytes: one partition's backlog leaves room for the
+		// others, and for the columns a block is laid out in when it is written.
+		filling: batch.NewAccumulator[item](batch.Bound{Count: s.cfg.FlushRows, Bytes: s.cfg.FlushBytes / 2}),
+	}
+}
+
+// run drains the partition until ctx ends or its ownership is in doubt.
+func (p *partition) run(ctx context.Context, gen Generation) error {
+	defer func() { p.release(p.held) }()
+	p.status("taking_over", "")
+	if err := p.takeOver(ctx, gen); err != nil {
+		return fmt.Errorf("take over: %w", err)
+	}
+	for {
+		p.status("running", "")
+		b, err := p.fill(ctx)
+		var gap *gapError
+		if err != nil && !errors.As(err, &gap) {
+			return err
+		}
+		if err := p.sameLog(ctx); err != nil {
+			return err
+		}
+		if gap != nil {
+			p.spare = nil
+			p.release(p.held)
+			if err := p.stop(ctx, gen, gap); err != nil {
+				return err
+			}
+			// It may go on where rows are already.
+			if err := p.findHorizon(ctx); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := p.deliver(ctx, gen, b); err != nil {
+			return err
+		}
+		// A crash before this commit: the next owner finds the intent, reads back
+		// that every row is there, and commits. After it: the block is done.
+		if err := gen.Commit(ctx, p.at.Partition, b.last+1, intent{Log: p.at.Log}.String()); err != nil {
+			return fmt.Errorf("commit offset %d: %w", b.last+1, err)
+		}
+		p.remember(b)
+		p.next = b.last + 1
+		p.release(b.bytes)
+		p.s.metrics.delivered(b)
+	}
+}
+
+// release gives bytes back to the process's budget.
+func (p *partition) release(n int64) {
+	p.held -= n
+	p.s.budget.adjust(-n)
+}
+
+// takeOver learns where the previous owner was, makes sure that nothing it has
+// begun can still arrive, and up to where rows may be there already. It waits out
+// every error: were the loop to return, the generation would end for the process's
+// other partitions too, again and again.
+func (p *partition) takeOver(ctx context.Context, gen Generation) error {
+	var gap *gapError
+	err := p.retry(ctx, "learn where the previous owner was", func() (err error) {
+		gap, err = p.locate(ctx, gen)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if gap != nil {
+		if err := p.stop(ctx, gen, gap); err != nil {
+			return err
+		}
+	}
+	return p.findHorizon(ctx)
+}
+
+// locate reads which log this is and what was committed for it. It returns a gap
+// where the partition has to stop.
+func (p *partition) locate(ctx context.Context, gen Generation) (*gapError, error) {
+	// Asked anew for each generation: a topic that was deleted and made again
+	// while this process runs is another log.
+	var err error
+	if p.at.Log, err = p.s.source.Log(ctx); err != nil {
+		return nil, fmt.Errorf("read the log's id: %w", err)
+	}
+	offset, metadata, err := gen.Committed(ctx, p.at.Partition)
+	if err != nil {
+		return nil, fmt.Errorf("read the committed offset: %w", err)
+	}
+	bounds, err := p.s.source.Bounds(ctx, p.at.Partition)
+	if err != nil {
+		return nil, fmt.Errorf("read the log's bounds: %w", err)
+	}
+	p.next, p.end = offset, bounds.End
+	if offset < 0 {
+		if err := p.startWithoutCommit(ctx); err != nil {
+			return nil, fmt.Errorf("find where storing ended: %w", err)
+		}
+	}
+	if p.intent, err = parseIntent(metadata); err != nil {
+		return &gapError{reason: "intent", resumeAt: p.next, detail: err.Error()}, nil
+	}
+	return p.checkLog(bounds), nil
+}
+
+// findHorizon shuts every door and finds out up to where rows may be there
+// already, from the next offset on.
+func (p *partition) findHorizon(ctx context.Context) error {
+	err := p.retry(ctx, "shut the doors", func() error {
+		if err := p.shutDoors(ctx); err != nil {
+			return err
+		}
+		highest, err := p.s.store.Highest(ctx, p.at, p.next)
+		if err != nil {
+			return err
+		}
+		p.horizon = highest
+		if p.intent.Token != "" {
+			p.horizon = max(p.horizon, p.intent.Last)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if p.s.cfg.SkipIntent {
+		p.horizon = -1
+	}
+	if p.horizon >= p.end {
+		// The log has lost its newest records. Their rows stay; records that come
+		// to the same offsets are told from them by their batch.
+		p.s.metrics.alarm("truncated")
+		p.log.Error("rows are stored that the log does not have any more", "log_end", p.end, "stored_to", p.horizon)
+	}
+	if p.horizon >= p.next {
+		p.log.Info("reading back what an earlier owner may have stored", "from", p.next, "to", p.horizon)
+	}
+	return nil
+}
+
+// shutDoors opens and closes an insert into every table. A process that was
+// paused between its intent and its insert wakes up to a cancelled query; only
+// then is it certain that what is read back stays true.
+func (p *partition) shutDoors(ctx context.Context) error {
+	for _, t := range schema.Tables() {
+		door, err := p.s.store.OpenInsert(ctx, t, p.at, p.at.Log)
+		if err != nil {
+			return err
+		}
+		door.Close()
+	}
+	return nil
+}
+
+// errOtherLog ends a partition loop whose topic was deleted and made again.
+var errOtherLog = errors.New("the topic is another log now")
+
+// sameLog makes sure that what was read so far is of the log this loop has taken
+// over. A topic that was deleted and made again answers under the same name, with
+// other records at the same offsets; once it has another id it never has the old
+// one again. The next generation decides how to go on.
+func (p *partition) sameLog(ctx context.Context) error {
+	var now string
+	err := p.retry(ctx, "read the log's id", func() (err error) {
+		now, err = p.s.source.Log(ctx)
+		return err
+	})
+	if err == nil && now != p.at.Log {
+		err = fmt.Errorf("%w: %s, it was %s", errOtherLog, now, p.at.Log)
+	}
+	return err
+}
+
+// startWithoutCommit finds the place to begin at when the group has no offset
+// for the partition: a new group, or one whose offsets Kafka has forgotten
+// (offsets.retention.minutes). What ClickHouse has of this log says it; else it
+// is the log's very first offset, so that records which retention has deleted
+// unread raise the alarm instead of being passed over.
+func (p *partition) startWithoutCommit(ctx context.Context) error {
+	through, err := p.s.store.Through(ctx, p.at)
+	p.next = through + 1
+	return err
+}
+
+// checkLog returns a gap where the committed offset does not fit the log: going
+// on would skip records, or take those of another log for these.
+func (p *partition) checkLog(bounds batch.Bounds) *gapError {
+	switch {
+	case p.intent.Log != "" && p.intent.Log != p.at.Log:
+		return &gapError{reason: "other_log", resumeAt: bounds.Start,
+			detail: fmt.Sprintf("offset %d was committed for log %s, this one is %s", p.next, p.intent.Log, p.at.Log)}
+	case p.next > bounds.End:
+		return &gapError{reason: "beyond_end", resumeAt: bounds.Start,
+			detail: fmt.Sprintf("committed offset %d is beyond the log's end %d", p.next, bounds.End)}
+	case p.next < bounds.Start:
+		return &gapError{reason: "deleted", resumeAt: bounds.Start,
+			detail: fmt.Sprintf("records %d to %d were deleted before they were stored", p.next, bounds.Start-1)}
+	}
+	return nil
+}
+
+// gapError says that the log does not go on where it should.
+type gapError struct {
+	reason   string // bounded: intent, other_log, beyond_end, deleted, hole
+	detail   string
+	resumeAt int64
+}
+
+func (e *gapError) Error() string { return e.reason + ": " + e.detail }
+
+// stop raises the alarm and waits until a person has resumed the partition, or
+// the generation ends.
+func (p *partition) stop(ctx context.Context, gen Generation, gap *gapError) error {
+	p.status("stopped", gap.detail)
+	p.s.metrics.alarm(gap.reason)
+	p.log.Error("partition stopped; look, then: sluice resume", "reason", gap.reason, "detail", gap.detail,
+		"offset", p.next, "resume_at", gap.resumeAt)
+	at := p.at
+	at.Offset = p.next
+	recorded := false
+	for {
+		if !recorded {
+			// What a person decides counts from here on: a decision about an earlier
+			// stop at this place does not.
+			err := p.s.store.RecordStop(ctx, at, gap.reason, gap.detail, gap.resumeAt)
+			if err != nil && ctx.Err() == nil {
+				p.log.Warn("the stop cannot be written down yet", "error", err)
+			}
+			recorded = err == nil
+		}
+		if recorded {
+			resumeAt, ok, err := p.s.store.Resumed(ctx, at)
+			if err == nil && ok {
+				return p.resume(ctx, gen, resumeAt)
+			}
+		}
+		if !retry.Sleep(ctx, 2*time.Second) {
+			return ctx.Err()
+		}
+	}
+}
+
+// resume goes on where a person said.
+func (p *partition) resume(ctx context.Context, gen Generation, at int64) error {
+	p.log.Warn("partition resumed by a person", "at", at)
+	// A crash before this commit: the partition stops again at the same place, and
+	// has to be resumed again. After it: the next owner goes on from there.
+	if err := gen.Commit(ctx, p.at.Partition, at, intent{Log: p.at.Log}.String()); err != nil {
+		return fmt.Errorf("commit the resumed offset %d: %w", at, err)
+	}
+	p.next, p.intent = at, intent{}
+	p.seen.forget() // it may lie before what this loop has seen
+	return nil
+}
+
+// fill reads until a block is full by rows, bytes or age. While rows may be
+// there already it ends a block exactly where the earlier owner's block ended,
+// so that it has the same token.
+func (p *partition) fill(ctx context.Context) (*block, error) {
+	a := p.filling
+	a.SetAge(p.age())
+	limit, want := int64(-1), p.next
+	if p.intent.Token != "" && p.intent.First == p.next {
+		limit = p.intent.Last
+	} else if p.next <= p.horizon {
+		limit = p.horizon
+	}
+	if limit >= 0 && limit < p.end {
+		a.SetAge(0) // its end is known and at hand
+	}
+	for {
+		// What is at hand first.
+		for len(p.spare) > 0 {
+			it := p.spare[0]
+			if !a.Fits(it.rowCount(), it.memory()) {
+				return p.cut(a), nil
+			}
+			a.Add(it, it.rowCount(), it.memory(), p.s.now())
+			p.spare[0] = item{} // its memory is the block's now
+			p.spare = p.spare[1:]
+			want = it.delivery.Offset + 1
+			if limit >= 0 && want > limit {
+				return p.cut(a), nil
+			}
+		}
+		if a.Due(p.s.now()) {
+			return p.cut(a), nil
+		}
+		if done, err := p.refill(ctx, want, a); err != nil {
+			return nil, err
+		} else if done {
+			return p.cut(a), nil
+		}
+	}
+}
+
+// refill fetches records for the block being filled, within the budget. It
+// reports true when the block should be cut as it is: nobody waits for bytes
+// while holding some, and what is at hand is delivered before an error stops the
+// partition (the error comes again).
+func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator[item]) (bool, error) {
+	size := fetchBytes
+	if from >= p.end {
+		size = tipBytes
+	}
+	charge := int64(size * decodedFactor)
+	if !p.s.budget.try(charge) {
+		if a.Len() > 0 {
+			return true, nil
+		}
+		p.status("waiting", "other partitions hold SLUICE_SINK_FLUSH_BYTES")
+		if err := p.s.budget.wait(ctx, charge); err != nil {
+			return false, err
+		}
+	}
+	p.held += charge
+	wait := fetchWait
+	if left := a.Remaining(p.s.now()); left >= 0 {
+		wait = min(wait, max(left, time.Millisecond))
+	}
+	items, err := p.fetch(ctx, from, size, wait)
+	used := int64(0)
+	for i := range items {
+		used += items[i].memory()
+	}
+	p.release(charge - used)
+	p.spare = items
+	if err != nil && a.Len() > 0 && ctx.Err() == nil {
+		return true, nil
+	}
+	return false, err
+}
+
+// cut ends the block being filled.
+func (p *partition) cut(a *batch.Accumulator[item]) *block {
+	b := newBlock(a)
+	p.rate.add(b.rows, p.s.now())
+	return b
+}
+
+// fetch reads and decodes records from an offset on, about size bytes of them, and
+// sees to it that none is missing.
+func (p *partition) fetch(ctx context.Context, offset int64, size int, wait time.Duration) ([]item, error) {
+	deliveries, bounds, err := p.s.source.Fetch(ctx, p.at.Partition, offset, size, wait)
+	if errors.Is(err, batch.ErrOffsetGone) {
+		bounds, berr := p.s.source.Bounds(ctx, p.at.Partition)
+		switch {
+		case berr != nil:
+			err = berr
+		case offset < bounds.Start || offset > bounds.End:
+			p.end = bounds.End
+			reason := "deleted"
+			if offset > bounds.End {
+				reason = "beyond_end"
+			}
+			return nil, &gapError{reason: reason, resumeAt: bounds.Start,
+				detail: fmt.Sprintf("offset %d is not in the log, which holds %d to %d", offset, bounds.Start, bounds.End-1)}
+		}
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			p.status("waiting", "Kafka: "+err.Error())
+			retry.Sleep(ctx, time.Second)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, nil
+	}
+	p.end = bounds.End
+	items := make([]item, 0, len(deliveries))
+	for _, d := range deliveries {
+		if d.Offset != offset {
+			if len(items) > 0 {
+				break // deliver what is sound; the hole is found at the next fetch
+			}
+			return nil, &gapError{reason: "hole", resumeAt: d.Offset,
+				detail: fmt.Sprintf("records %d to %d are missing from the log", offset, d.Offset-1)}
+		}
+		items = append(items, newItem(d))
+		offset++
+	}
+	return items, nil
+}
+
+func (p *partition) status(state, detail string) {
+	p.s.setStatus(Status{Partition: p.at.Partition, State: state, Next: p.next, Lag: max(0, p.end-p.next), Detail: detail})
+}
