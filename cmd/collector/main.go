@@ -1,0 +1,29 @@
+// Command collector accepts batches of exposure logs over HTTP and makes them durable.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"sluice/internal/config"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := execute(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop()
+	var usage *config.UsageError
+	switch {
+	case err == nil, errors.Is(err, config.ErrHelp):
+		return
+	case errors.As(err, &usage):
+		fmt.Fprintln(os.Stderr, "collector:", err)
+		os.Exit(usage.ExitCode())
+	}
+	fmt.Fprintln(os.Stderr, "collector:", err)
+	os.Exit(1)
+}
