@@ -104,6 +104,9 @@ func rules(machine []string) []rule {
 	}
 }
 
+// everywhere are folders that programs may well name.
+var everywhere = []string{"/tmp", "/var/tmp", "/var", "/usr", "/usr/src", "/opt", "/srv", "/home", "/etc", "/data", "/app", "/src"}
+
 // machine is where this checkout lives: its parent and the home directory.
 func machine(t *testing.T) []string {
 	t.Helper()
@@ -113,8 +116,10 @@ func machine(t *testing.T) []string {
 		dirs = append(dirs, home)
 	}
 	for _, d := range dirs {
-		// A checkout right below the root, or no home of its own, says nothing.
-		if d = strings.TrimSuffix(filepath.ToSlash(d), "/"); d != "" {
+		// A checkout right below the root, or no home of its own, says nothing, nor
+		// does a folder that every machine has.
+		d = strings.TrimSuffix(filepath.ToSlash(d), "/")
+		if d != "" && !slices.Contains(everywhere, d) {
 			out = append(out, d+"/")
 		}
 	}
