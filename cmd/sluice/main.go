@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -22,14 +21,8 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends it at once
 	err := execute(ctx, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
 	stop()
-	var usage *config.UsageError
-	switch {
-	case err == nil, errors.Is(err, config.ErrHelp):
-		return
-	case errors.As(err, &usage):
+	if code := config.ExitCode(err); code != 0 {
 		fmt.Fprintln(os.Stderr, "sluice:", err)
-		os.Exit(usage.ExitCode())
+		os.Exit(code)
 	}
-	fmt.Fprintln(os.Stderr, "sluice:", err)
-	os.Exit(1)
 }

@@ -28,6 +28,19 @@ func (e *UsageError) Error() string { return e.text }
 // ExitCode is what the process should exit with: 2.
 func (*UsageError) ExitCode() int { return 2 }
 
+// ExitCode is what a program whose run ended with err exits with: 0 for nil and
+// ErrHelp, 2 for a *UsageError, else 1.
+func ExitCode(err error) int {
+	var usage *UsageError
+	switch {
+	case err == nil, errors.Is(err, ErrHelp):
+		return 0
+	case errors.As(err, &usage):
+		return usage.ExitCode()
+	}
+	return 1
+}
+
 // Program is how a program presents itself in its help.
 type Program struct {
 	Name        string

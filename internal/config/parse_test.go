@@ -287,3 +287,15 @@ func TestSecretsStayHidden(t *testing.T) {
 	assert.Contains(t, b.String(), "ann:******@h1:9000,h2:9000/db")
 	assert.Equal(t, masked, DSN("clickhouse://h:hush").String(), "what cannot be read is hidden whole")
 }
+
+func TestExitCode(t *testing.T) {
+	for want, errs := range map[int][]error{
+		0: {nil, ErrHelp, fmt.Errorf("x: %w", ErrHelp)},
+		1: {io.EOF},
+		2: {&UsageError{}, fmt.Errorf("x: %w", &UsageError{})},
+	} {
+		for _, err := range errs {
+			assert.Equal(t, want, ExitCode(err), "%v", err)
+		}
+	}
+}
