@@ -162,7 +162,7 @@ func (l *Load) AllOnce(p *Pipeline, within time.Duration) Verdict {
 	require.Eventually(l.t, func() bool {
 		v, err = l.Judge(p)
 		return err == nil && v.Lost == 0
-	}, within, 300*time.Millisecond, "acknowledged events are not stored: %+v, %v", &v, &err)
+	}, within, 300*time.Millisecond, "acknowledged events are not stored: %+v", &v)
 	// One more look after the sinks have gone on for a while: what comes late
 	// would be a copy.
 	p.Settled(within)
