@@ -101,7 +101,8 @@ func TestRealKafka(t *testing.T) {
 func TestRecreatedTopic(t *testing.T) {
 	c, topic := testKafka(t, 2)
 	prefix := strings.TrimSuffix(topic, ".batches")
-	p, err := publish.New(publish.Options{Producer: c.NewProducer(topic), ProbeEvery: 200 * time.Millisecond, OpenFor: 200 * time.Millisecond})
+	written := c.NewProducer(topic)
+	p, err := publish.New(publish.Options{Producer: written, ProbeEvery: 200 * time.Millisecond, OpenFor: 200 * time.Millisecond})
 	require.NoError(t, err)
 	defer p.Close(t.Context())
 	send := func(n int) error {
@@ -118,15 +119,19 @@ func TestRecreatedTopic(t *testing.T) {
 	require.NoError(t, retry.Policy{Attempts: 10}.Do(t.Context(), func(ctx context.Context) error {
 		return c.EnsureTopics(ctx, prefix, 5, 0)
 	}))
-	producer := c.NewProducer(topic)
 	require.Eventually(t, func() bool {
 		for n := range 40 { // every partition
 			if send(n) != nil {
 				return false
 			}
 		}
-		return true
+		// Until it has seen the new partitions it goes on writing to the old ones.
+		return len(written.Leaders()) == 5
 	}, wait, often)
+	for n := range 40 {
+		require.NoError(t, send(n))
+	}
+	producer := c.NewProducer(topic)
 	s := c.NewSource(topic)
 	for n := range 40 {
 		id, err := producer.Partition(t.Context(), testRecord(n, 0).BatchID)
