@@ -64,6 +64,27 @@ type Delivery struct {
 	Bad error
 }
 
+// Spooled is a record that waits on a collector's disk. Numbers count up in the
+// order the records were put there, and are never given twice.
+type Spooled struct {
+	Number uint64
+	Record Record
+}
+
+// Backlog is what a spool holds.
+type Backlog struct {
+	Records uint64
+	Bytes   int64 // on disk, of what is still to be sent
+	// Oldest is a receive time that no record of the backlog is older than, and
+	// soon that of the oldest itself; zero where there is no record.
+	Oldest time.Time
+	// Lost counts records that were acknowledged and cannot be read any more (at
+	// least 1 for damage of unknown extent), since the spool was made; LostFrom is a
+	// time that none of them was received before.
+	Lost     uint64
+	LostFrom time.Time
+}
+
 // Bounds are the first offset a partition still has and the one its next record
 // will get.
 type Bounds struct{ Start, End int64 }
