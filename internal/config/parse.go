@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os/exec"
 	"reflect"
 	"regexp"
 	"strconv"
@@ -29,14 +30,20 @@ func (e *UsageError) Error() string { return e.text }
 func (*UsageError) ExitCode() int { return 2 }
 
 // ExitCode is what a program whose run ended with err exits with: 0 for nil and
-// ErrHelp, 2 for a *UsageError, else 1.
+// ErrHelp, 2 for a *UsageError, what an error with a method ExitCode says (3: a
+// problem was found), else 1.
 func ExitCode(err error) int {
-	var usage *UsageError
+	// The end of a child process has such a method too, and is an ordinary failure.
+	var coded interface {
+		error
+		ExitCode() int
+	}
+	var child *exec.ExitError
 	switch {
 	case err == nil, errors.Is(err, ErrHelp):
 		return 0
-	case errors.As(err, &usage):
-		return usage.ExitCode()
+	case errors.As(err, &coded) && !errors.As(err, &child):
+		return coded.ExitCode()
 	}
 	return 1
 }

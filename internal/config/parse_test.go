@@ -3,10 +3,12 @@ package config
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -288,11 +290,17 @@ func TestSecretsStayHidden(t *testing.T) {
 	assert.Equal(t, masked, DSN("clickhouse://h:hush").String(), "what cannot be read is hidden whole")
 }
 
+type found struct{ error }
+
+func (found) Error() string { return "found a problem" }
+func (found) ExitCode() int { return 3 }
+
 func TestExitCode(t *testing.T) {
 	for want, errs := range map[int][]error{
 		0: {nil, ErrHelp, fmt.Errorf("x: %w", ErrHelp)},
-		1: {io.EOF},
+		1: {io.EOF, fmt.Errorf("sink: %w", &exec.ExitError{ProcessState: &os.ProcessState{}})},
 		2: {&UsageError{}, fmt.Errorf("x: %w", &UsageError{})},
+		3: {found{}, errors.Join(found{}, io.EOF)},
 	} {
 		for _, err := range errs {
 			assert.Equal(t, want, ExitCode(err), "%v", err)
