@@ -31,9 +31,14 @@ type publisher struct {
 	hook  func(ctx context.Context, records []batch.Record) (batch.Durable, error)
 	ready error
 	kept  []batch.Record
+
+	ledger *clock // told of every record, as the interface wants
 }
 
 func (p *publisher) Publish(ctx context.Context, records []batch.Record) (batch.Durable, error) {
+	for i := range records {
+		p.ledger.settle(records[i].Seq, 1)
+	}
 	p.mu.Lock()
 	hook := p.hook
 	p.mu.Unlock()
@@ -85,24 +90,68 @@ func batches(t testing.TB, records []batch.Record) []*schema.Batch {
 	return out
 }
 
-// clock is a ledger.
+// clock is a ledger. hook, where there is one, runs in each Accept.
 type clock struct {
-	mu   sync.Mutex
-	next uint64
-	now  time.Time
-	id   batch.ID
+	mu        sync.Mutex
+	next      uint64
+	now       time.Time
+	id        batch.ID
+	ready     error
+	shut      bool // gives nothing more, whatever ready says
+	hook      func()
+	open      map[uint64]bool // numbers that were given and not settled
+	withdrawn int
 }
 
 func newClock() *clock {
-	return &clock{next: 1, now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC), id: batch.Random()}
+	return &clock{next: 1, now: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC), id: batch.Random(), open: map[uint64]bool{}}
 }
 
 func (l *clock) Accept(n int) batch.Stamp {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.shut || l.ready != nil {
+		return batch.Stamp{}
+	}
+	if l.hook != nil {
+		l.hook()
+	}
 	s := batch.Stamp{ReceivedAt: l.now, Collector: l.id, Epoch: 7, FirstSeq: l.next}
-	l.next += uint64(n)
+	for range n {
+		l.open[l.next] = true
+		l.next++
+	}
 	return s
+}
+
+func (l *clock) Withdraw(s batch.Stamp, n int) {
+	l.settle(s.FirstSeq, n)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.withdrawn += n
+}
+
+func (l *clock) settle(first uint64, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range n {
+		if !l.open[first+uint64(i)] {
+			panic(fmt.Sprintf("number %d is settled twice, or was never given", first+uint64(i)))
+		}
+		delete(l.open, first+uint64(i))
+	}
+}
+
+func (l *clock) Ready() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ready
+}
+
+func (l *clock) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
 }
 
 // keyring is a Keys.
@@ -145,7 +194,8 @@ type env struct {
 }
 
 func testOptions() (Options, *publisher, *clock, *prometheus.Registry) {
-	pub, ledger, reg := &publisher{}, newClock(), prometheus.NewPedanticRegistry()
+	ledger, reg := newClock(), prometheus.NewPedanticRegistry()
+	pub := &publisher{ledger: ledger}
 	return Options{Endpoints: native.Endpoints(), Publisher: pub, Ledger: ledger, Keys: testKeys(), Registerer: reg}, pub, ledger, reg
 }
 
@@ -168,6 +218,10 @@ func start(t testing.TB, edit ...func(*Options)) *env {
 		e.client.CloseIdleConnections()
 		assert.NoError(t, e.server.Close())
 		assert.NoError(t, <-served)
+		if o.Publisher == pub {
+			e.idle() // handlers outlive their connections
+			ledger.set(func() { assert.Empty(t, ledger.open, "numbers that nobody settled") })
+		}
 	})
 	return e
 }

@@ -194,6 +194,8 @@ func hostileInputs(t *testing.T) []hostile {
 		{name: "a spoofed X-Forwarded-For", send: body(string(one), "X-Forwarded-For", "203.0.113.9"), status: 202, stored: 1},
 		// Nowhere to go.
 		{name: "nothing durable in reach", edit: func(o *Options) { o.Publisher.(*publisher).hook = refuseAll }, send: body(string(one)), status: 503, code: "not_durable"},
+		{name: "the ledger may not take anything down", edit: func(o *Options) { o.Ledger.(*clock).ready = errDown }, send: body(string(one)), status: 503, code: "not_durable"},
+		{name: "the ledger has just ended", edit: func(o *Options) { o.Ledger.(*clock).shut = true }, send: body(string(one)), status: 503, code: "not_durable"},
 		{name: "known to be nothing durable in reach", edit: func(o *Options) { o.Publisher.(*publisher).ready = errDown }, send: body(string(one)), status: 503, code: "not_durable"},
 	}
 }

@@ -25,19 +25,27 @@ import (
 // some may have been kept: copies are recognised by their identity). It must
 // return soon after ctx is done, and go by ctx only: ingest's ctx does not end
 // with the client's connection. It may keep the records' values after it has
-// returned; ingest does not touch them again. An error that knows when to come
-// back implements RetryAfter() time.Duration. Ready returns nil while something
-// durable is in reach. Both are called concurrently.
+// returned; ingest does not touch them again. From the moment it is called it also
+// settles the number that the Ledger gave to each record: it tells the Ledger what
+// becomes of it, whatever happens. An error that knows when to come back implements
+// RetryAfter() time.Duration. Ready returns nil while something durable is in
+// reach. Both are called concurrently.
 type Publisher interface {
 	Publish(ctx context.Context, records []batch.Record) (batch.Durable, error)
 	Ready() error
 }
 
-// Ledger stamps a batch before it is published: the receive time, which never
-// goes back, and n consecutive sequence numbers. Every number it gives is then
-// published or reported as failed by the Publisher. Called concurrently.
+// Ledger stamps a batch before it is published. Accept gives it the receive time,
+// which never goes back, and n consecutive sequence numbers; every number it gives
+// is then settled, by the Publisher once it was handed the records, and by Withdraw
+// for those that never came to it: while one is not settled, nothing received since
+// can be said to be complete. Ready returns nil while batches may be accepted; while
+// it does not, Accept returns the zero Stamp, of which nothing may be published. All
+// are called concurrently.
 type Ledger interface {
 	Accept(n int) batch.Stamp
+	Withdraw(stamp batch.Stamp, n int)
+	Ready() error
 }
 
 // Keys resolves a write key; the empty key is "none sent". It returns
@@ -242,12 +250,20 @@ func (c *Collector) table(endpoints []protocol.Endpoint) (map[string]*route, err
 func (c *Collector) Drain() { c.draining.Store(true) }
 
 // Ready returns nil while batches can be taken: the collector is not draining,
-// and something durable is in reach.
+// something durable is in reach, and the ledger may take them down.
 func (c *Collector) Ready() error {
 	if c.Draining() {
 		return errors.New("draining")
 	}
-	return c.publisher.Ready()
+	return c.accepting()
+}
+
+// accepting returns nil while a batch could be published and taken down.
+func (c *Collector) accepting() error {
+	if err := c.publisher.Ready(); err != nil {
+		return err
+	}
+	return c.ledger.Ready()
 }
 
 // Draining reports whether Drain was called.

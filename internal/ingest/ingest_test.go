@@ -88,13 +88,16 @@ func TestNewChecksItsOptions(t *testing.T) {
 }
 
 func TestReady(t *testing.T) {
-	o, pub, _, _ := testOptions()
+	o, pub, ledger, _ := testOptions()
 	c, err := New(o)
 	require.NoError(t, err)
 	assert.NoError(t, c.Ready())
 	pub.ready = errDown
 	assert.ErrorIs(t, c.Ready(), errDown)
 	pub.ready = nil
+	ledger.ready = errDown
+	assert.ErrorIs(t, c.Ready(), errDown, "nothing may be acknowledged that the ledger does not take down")
+	ledger.ready = nil
 	c.Drain()
 	assert.Error(t, c.Ready())
 	assert.True(t, c.Draining())

@@ -35,9 +35,7 @@ func FuzzNative(f *testing.F) {
 	for _, info := range protocol.Codes() {
 		statuses[info.Code] = info.Status
 	}
-	pub := &publisher{}
-	o, _, _, _ := testOptions()
-	o.Publisher = pub
+	o, pub, _, _ := testOptions()
 	o.Limits.MaxBody, o.Limits.MaxInFlight, o.Limits.RecordMax = 256<<10, 4<<20, 16<<10
 	c, err := New(o)
 	require.NoError(f, err)

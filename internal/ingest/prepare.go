@@ -114,20 +114,24 @@ func (c *Collector) encode(ep *protocol.Endpoint, req *protocol.Request, b *sche
 	}
 
 	// The most that is yet to come: what is published, and the answer. Charged
-	// before the ledger is asked, since a number once given has to be published.
+	// before the ledger is asked, since a number that is given and not published is
+	// one more the ledger has to list.
 	listed := answerSize(b.Rejected)
 	in.size = int64(len(req.Body)) + recordOverhead*int64(b.Count)
 	if err := in.held.take(in.size + listed); err != nil {
-		p := unread(err)
-		c.finish(in, outcome{failed: true, problem: p})
-		return p
+		return c.fail(in, unread(err))
 	}
 	in.describe(b)
 
 	ranges := b.Split(c.limits.RecordMax)
 	stamp := c.ledger.Accept(len(ranges))
-	// A crash from here on leaves the numbers without a record; the ledger then
-	// reports the epoch's end as unproven, not as lost.
+	if stamp.FirstSeq == 0 { // since it was asked, at admission, it has changed its mind
+		return c.fail(in, notDurable(c.ledger.Ready()))
+	}
+	// A crash from here on leaves the numbers without a record; they are above what
+	// the ledger's last record calls settled, so they are unproven, not lost. If only
+	// this request comes to nothing, take withdraws them.
+	in.stamp, in.given = stamp, len(ranges)
 	b.Resolve(stamp.ReceivedAt, c.limits.Time)
 	in.records = make([]batch.Record, len(ranges))
 	var size int64

@@ -70,7 +70,7 @@ func (c *Collector) admit(r *http.Request, ep *protocol.Endpoint) (Grant, *rate.
 	if wait := spent(limiter); wait > 0 {
 		return g, nil, overRate(wait)
 	}
-	if err := c.publisher.Ready(); err != nil {
+	if err := c.accepting(); err != nil {
 		return g, nil, notDurable(err)
 	}
 	return g, limiter, nil
@@ -99,6 +99,8 @@ type intake struct {
 
 	// What prepare makes of it.
 	records []batch.Record
+	stamp   batch.Stamp
+	given   int               // numbers from the stamp's on that nobody else is going to settle
 	size    int64             // of the records, charged to held
 	result  protocol.Result   // what there is to say once they are durable
 	refusal *protocol.Problem // instead, where every event was rejected
@@ -121,6 +123,19 @@ func (c *Collector) finish(in *intake, o outcome) {
 	}
 }
 
+// fail shares a problem that came before the batch was published, and returns it.
+func (c *Collector) fail(in *intake, p *protocol.Problem) *protocol.Problem {
+	c.finish(in, outcome{failed: true, problem: p})
+	return p
+}
+
+// withdraw settles the numbers that were given and did not get to the publisher.
+func (c *Collector) withdraw(in *intake) {
+	if in.given > 0 {
+		c.ledger.Withdraw(in.stamp, in.given)
+	}
+}
+
 // take makes the request's batch durable and returns what to answer.
 func (c *Collector) take(w *answerWriter, r *http.Request, ep *protocol.Endpoint, in *intake) (protocol.Result, *protocol.Problem) {
 	mediaType, p := mediaType(r.Header["Content-Type"], ep)
@@ -139,6 +154,8 @@ func (c *Collector) take(w *answerWriter, r *http.Request, ep *protocol.Endpoint
 
 	// Whatever happens from here on, copies that wait are told.
 	defer c.finish(in, outcome{failed: true, problem: protocol.NewProblem(protocol.CodeInternal, "a fault in the collector")})
+	// And the numbers that were given do not stay in flight: an encoder may panic.
+	defer c.withdraw(in)
 	in.trace = traceparent(r)
 	req := &protocol.Request{Header: r.Header, Query: r.URL.Query(), Path: r.URL.Path, MediaType: mediaType, MaxEvents: c.limits.MaxEvents}
 	if p := c.prepare(ep, req, enc, wire, in); p != nil {
@@ -172,6 +189,7 @@ func (c *Collector) publish(ctx context.Context, in *intake) (protocol.Result, *
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.limits.Publish)
 	defer cancel()
+	in.given = 0 // the publisher settles them from here on
 	durable, err := c.publisher.Publish(ctx, in.records)
 	// From here on the records are the publisher's, who bounds what it keeps.
 	in.records = nil

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -469,4 +470,58 @@ func TestPanic(t *testing.T) {
 	assert.NotContains(t, log.String(), "\x1b")
 	assert.Contains(t, log.String(), "serve_test.go", "the stack says where")
 	assert.Equal(t, float64(2*cap(e.c.benches)), value(t, e.reg, "sluice_requests_refused_total", "endpoint", "broken", "code", "internal"))
+}
+
+// TestLedgerNotReady: a request is refused at admission, its body unread, while the
+// ledger may not take it down, and one that was admitted before is refused when it
+// gets to its number. Neither is published, and both may come again.
+func TestLedgerNotReady(t *testing.T) {
+	e := start(t)
+	e.ledger.set(func() { e.ledger.ready = errDown })
+	a := e.raw("POST /v1/exposures HTTP/1.1\r\nHost: sluice\r\nAuthorization: Bearer " + goodKey + "\r\nContent-Length: 100\r\n\r\n")
+	assert.Equal(t, 503, a.status)
+	assert.Equal(t, "not_durable", a.code())
+	assert.NotEmpty(t, a.header.Get("Retry-After"))
+
+	e.ledger.set(func() { e.ledger.ready, e.ledger.shut = nil, true })
+	for range 2 {
+		a = e.post("/v1/exposures", exposures(3, "l"), "Idempotency-Key", "l")
+		assert.Equal(t, 503, a.status)
+		assert.Equal(t, "not_durable", a.code())
+		assert.NotEmpty(t, a.header.Get("Retry-After"))
+	}
+	assert.Empty(t, e.pub.records())
+	e.ledger.set(func() { e.ledger.shut = false })
+	assert.Equal(t, 202, e.post("/v1/exposures", exposures(3, "l"), "Idempotency-Key", "l").status, "the failed attempts are forgotten")
+	e.idle()
+}
+
+// TestNumbersAreWithdrawn: numbers that were given to a batch which then could not
+// be encoded do not stay in flight.
+func TestNumbersAreWithdrawn(t *testing.T) {
+	var decoded *schema.Batch
+	ep := native.Endpoints()[0]
+	ep.Name, ep.Path = "broken", "/broken"
+	decode := ep.Decode
+	ep.Decode = func(req *protocol.Request, b *schema.Batch) error {
+		decoded = b
+		return decode(req, b)
+	}
+	e := start(t, withEndpoints(ep), func(o *Options) { o.Limits.RecordMax = 8 << 10 })
+	e.ledger.set(func() {
+		e.ledger.hook = func() {
+			// Text of five bytes at no address: whoever reads it panics.
+			decoded.Events[len(decoded.Events)-1].UnitID = *(*string)(unsafe.Pointer(&[2]uintptr{0, 5}))
+		}
+	})
+	a := e.post("/broken", exposures(100, "w"), "Idempotency-Key", "w")
+	assert.Equal(t, 500, a.status)
+	e.idle()
+	e.ledger.set(func() {
+		assert.Empty(t, e.ledger.open)
+		assert.Greater(t, e.ledger.withdrawn, 1, "one a record")
+		e.ledger.hook = nil
+	})
+	assert.Empty(t, e.pub.records())
+	assert.Equal(t, 202, e.post("/broken", exposures(100, "w"), "Idempotency-Key", "w").status)
 }

@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -15,8 +16,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.uber.org/goleak"
 
+	"sluice/internal/embedded/teststack"
 	"sluice/pkg/batch"
 	"sluice/pkg/retry"
 )
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 		fmt.Print(err)
 		os.Exit(0)
 	}
-	goleak.VerifyTestMain(m)
+	os.Exit(teststack.Main(m, teststack.NeedKafka, teststack.CheckLeaks))
 }
 
 // clock is set by the test.
@@ -51,11 +52,23 @@ func (c *clock) set(t time.Time) {
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 
+// open opens a ledger and, where it may not begin without, its account in a log of
+// its own, whose clock is behind everything.
 func open(t testing.TB, dir string, c *clock) (*Ledger, *bytes.Buffer) {
 	var log bytes.Buffer
-	l, err := Open(dir, slog.New(slog.NewTextHandler(&log, nil)), WithClock(c.now))
+	l, err := Open(dir, textLog(&log), WithClock(c.now))
 	require.NoError(t, err)
+	begin(t, l)
 	return l, &log
+}
+
+func textLog(to io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(to, nil)) }
+
+func begin(t testing.TB, l *Ledger) {
+	if l.Ready() != nil {
+		require.NoError(t, l.report(t.Context(), &topic{now: func() time.Time { return time.Time{} }}, &disk{}, batch.LedgerOpen))
+	}
+	require.NoError(t, l.Ready())
 }
 
 func at(l *Ledger) time.Time { return l.Accept(1).ReceivedAt.UTC() }
@@ -83,9 +96,10 @@ func TestAccept(t *testing.T) {
 }
 
 func TestAcceptConcurrently(t *testing.T) {
-	l, err := Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	l, err := Open(t.TempDir(), nil)
 	require.NoError(t, err)
 	defer l.Close()
+	begin(t, l)
 	const workers, each = 8, 1000
 	stamps := make([][]batch.Stamp, workers)
 	var wg sync.WaitGroup
@@ -136,8 +150,9 @@ func TestRestart(t *testing.T) {
 func TestRestartAfterACrash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		l, err := Open(dir, slog.New(slog.DiscardHandler))
+		l, err := Open(dir, nil)
 		require.NoError(t, err)
+		begin(t, l)
 		var last time.Time
 		for range 100 {
 			last = l.Accept(1).ReceivedAt
@@ -151,6 +166,24 @@ func TestRestartAfterACrash(t *testing.T) {
 		assert.False(t, got.Before(last), "%s is before %s", got, last)
 		assert.LessOrEqual(t, got.Sub(last), reserve+renew, "and not far ahead")
 	})
+}
+
+// The clock leaps ahead, and the process dies before that is reserved on disk; the
+// next one has the right time again.
+func TestRestartAfterALeap(t *testing.T) {
+	dir := t.TempDir()
+	c := &clock{t: noon}
+	l, _ := open(t, dir, c)
+	c.set(noon.Add(time.Hour))
+	leapt := at(l)
+	assert.Equal(t, noon.Add(reserve), leapt, "as far as is reserved")
+	require.NoError(t, l.extend(nil))
+	assert.Equal(t, noon.Add(time.Hour), at(l), "and on, once more is")
+	crash(l)
+	c.set(noon)
+	l, _ = open(t, dir, c)
+	assert.False(t, at(l).Before(noon.Add(time.Hour)))
+	crash(l)
 }
 
 // crash leaves the disk as it is and lets go of everything, as the end of a
@@ -184,63 +217,6 @@ func TestOneCollectorADirectory(t *testing.T) {
 	assert.Equal(t, "<nil>", string(out), "the lock goes with its holder, however it ends")
 	l, _ = open(t, dir, &clock{t: noon})
 	require.NoError(t, l.Close())
-}
-
-func TestDamagedFiles(t *testing.T) {
-	good := string(appendBound(noon.UnixMicro()))
-	for name, tt := range map[string]struct {
-		file, content string
-		keepsID       bool
-		keepsBound    bool
-		aside         bool
-	}{
-		"intact":             {boundFile, good, true, true, false},
-		"id empty":           {idFile, "", false, true, false}, // crashed while it was made
-		"id half":            {idFile, "0b2f3c4d-1111", false, true, true},
-		"id zero":            {idFile, batch.ID{}.String(), false, true, true},
-		"id garbage":         {idFile, "\x00\x00\xff" + strings.Repeat("x", 10_000), false, true, true},
-		"bound empty":        {boundFile, "", true, false, false},
-		"bound half":         {boundFile, good[:10], false, false, true},
-		"bound torn":         {boundFile, "9" + good[1:], false, false, true},
-		"bound zeroed":       {boundFile, strings.Repeat("\x00", lineBytes), false, false, true},
-		"bound with more":    {boundFile, good + "x", false, false, true},
-		"bound negative":     {boundFile, "-1", false, false, true},
-		"bound far ahead":    {boundFile, string(appendBound(noon.Add(maxAhead).UnixMicro())), false, false, true},
-		"bound not a number": {boundFile, strings.Repeat("x", lineBytes-1) + "\n", false, false, true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			c := &clock{t: noon}
-			l, _ := open(t, dir, c)
-			id := l.Collector()
-			at(l)
-			require.NoError(t, l.Close())
-			require.NoError(t, os.WriteFile(filepath.Join(dir, tt.file), []byte(tt.content), 0o644))
-
-			c.set(noon.Add(-time.Hour))
-			l, log := open(t, dir, c)
-			assert.Equal(t, tt.keepsID, l.Collector() == id)
-			assert.Equal(t, tt.keepsBound, at(l).Equal(noon))
-			kept, err := filepath.Glob(filepath.Join(dir, "*.damaged-*"))
-			require.NoError(t, err)
-			if tt.aside {
-				require.Len(t, kept, 1)
-				content, err := os.ReadFile(kept[0])
-				require.NoError(t, err)
-				assert.Equal(t, tt.content[:min(len(tt.content), maxIDFile)], string(content))
-				assert.Contains(t, log.String(), "level=WARN")
-				assert.Contains(t, log.String(), tt.file)
-			} else {
-				assert.Empty(t, kept)
-				assert.Empty(t, log.String())
-			}
-			id = l.Collector()
-			require.NoError(t, l.Close())
-			l, _ = open(t, dir, c)
-			assert.Equal(t, id, l.Collector(), "and then it stays")
-			require.NoError(t, l.Close())
-		})
-	}
 }
 
 // A clock that was far ahead in an earlier run must not hold receive times there,
@@ -289,10 +265,10 @@ func TestUnusableDirectory(t *testing.T) {
 	_, err := Open(file, slog.New(slog.DiscardHandler))
 	require.ErrorContains(t, err, "SLUICE_SPOOL_DIR "+file)
 	dir := t.TempDir()
-	require.NoError(t, os.Mkdir(filepath.Join(dir, boundFile), 0o755))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, stateFile), 0o755))
 	_, err = Open(dir, slog.New(slog.DiscardHandler))
 	require.Error(t, err)
-	require.NoError(t, os.Remove(filepath.Join(dir, boundFile)))
+	require.NoError(t, os.Remove(filepath.Join(dir, stateFile)))
 	l, _ := open(t, dir, &clock{t: noon}) // the failed start has let go of the lock
 	require.NoError(t, l.Close())
 }
@@ -301,43 +277,13 @@ func TestUnusableDirectory(t *testing.T) {
 func TestDiskFailsLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		l, err := Open(t.TempDir(), slog.New(slog.NewTextHandler(&log, nil)))
+		l, err := Open(t.TempDir(), textLog(&log))
 		require.NoError(t, err)
-		l.store.times.Close()
+		begin(t, l)
+		l.store.line.Close()
 		retry.Sleep(t.Context(), 10*renew)
 		assert.WithinDuration(t, time.Now(), l.Accept(1).ReceivedAt, 0)
 		assert.Error(t, l.Close())
 		assert.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
-	})
-}
-
-func FuzzParseBound(f *testing.F) {
-	f.Add(appendBound(noon.UnixMicro()))
-	f.Add([]byte("0"))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		bound, err := parseBound(line)
-		if err == nil && !bytes.Equal(appendBound(bound), line) {
-			t.Fatalf("%q is read as %d", line, bound)
-		}
-	})
-}
-
-func BenchmarkAccept(b *testing.B) {
-	l, err := Open("", slog.New(slog.DiscardHandler))
-	require.NoError(b, err)
-	b.ReportAllocs()
-	for b.Loop() {
-		l.Accept(1)
-	}
-}
-
-func BenchmarkAcceptParallel(b *testing.B) {
-	l, err := Open("", slog.New(slog.DiscardHandler))
-	require.NoError(b, err)
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			l.Accept(1)
-		}
 	})
 }
