@@ -90,15 +90,14 @@ func (s *breakers) of(leader int) *breaker {
 	return b
 }
 
-// excluded is what says nothing about the broker: our own end, records it
-// refused for what they are, a partition that has moved.
+// excluded is what says nothing about the broker: our own end, a request that was
+// not made, records it refused for what they are, a partition that has moved.
 func excluded(err error) bool {
-	var refused refusal
 	var moved interface {
 		error
 		Moved()
 	}
-	return err != nil && (errors.As(err, &refused) || errors.As(err, &moved) || retry.ClassOf(err) == retry.Shutdown)
+	return err != nil && (isRefusal(err) || errors.As(err, &moved) || errors.Is(err, errUnused) || retry.ClassOf(err) == retry.Shutdown)
 }
 
 // Describe implements prometheus.Collector.

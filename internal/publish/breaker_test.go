@@ -304,13 +304,13 @@ func (k *slowProbe) Probe(ctx context.Context) error {
 
 func TestReadyWithSpool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k, s := newFakeKafka(1), &fakeSpool{}
+		k, s := newFakeKafka(1), newFakeSpool()
 		k.setProbe(errDown)
 		p := newPublisher(t, Options{Producer: k, Spool: s})
 		defer shut(t, p)
 		assert.NoError(t, p.Ready(), "the spool will do")
-		s.ready = errors.New("disk full")
-		assert.ErrorIs(t, p.Ready(), s.ready)
+		s.set(func(s *fakeSpool) { s.ready = errDisk })
+		assert.ErrorIs(t, p.Ready(), errDisk)
 	})
 }
 

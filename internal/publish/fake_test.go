@@ -16,7 +16,8 @@ import (
 )
 
 // fakeKafka is a topic in memory that does what the test says. A batch's
-// partition is the first byte of its id.
+// partition is the first byte of its id, as far as
+// there are so many.
 type fakeKafka struct {
 	mu       sync.Mutex
 	answer   func(ctx context.Context, partition int, records []batch.Record) error // nil: at once, done
@@ -33,13 +34,15 @@ func newFakeKafka(leaders ...int) *fakeKafka {
 	return &fakeKafka{leaders: leaders, log: map[int][]batch.Record{}, inFlight: map[int]int{}}
 }
 
-var errNoTopic = retry.Mark(errors.New("no such topic"), retry.Transient)
+var errNotThere = retry.Mark(errors.New("no such topic"), retry.Transient)
 
 func (k *fakeKafka) Partition(_ context.Context, id batch.ID) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.leaders == nil {
-		return 0, errNoTopic
+		return 0, errNotThere
 	}
-	return int(id[0]), nil
+	return int(id[0]) % len(k.leaders), nil
 }
 
 func (k *fakeKafka) Leaders() []int {
@@ -69,10 +72,18 @@ func (k *fakeKafka) Produce(ctx context.Context, partition int, records []batch.
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.inFlight[partition]--
+	base := int64(len(k.log[partition]))
 	if err == nil {
 		k.log[partition] = append(k.log[partition], records...)
 	}
-	return 0, time.Time{}, err
+	return base, time.Time{}, err
+}
+
+// persist writes records whatever the answer is.
+func (k *fakeKafka) persist(partition int, records []batch.Record) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.log[partition] = append(k.log[partition], records...)
 }
 
 func (k *fakeKafka) set(answer func(ctx context.Context, partition int, records []batch.Record) error) {

@@ -3,39 +3,34 @@ package publish
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"time"
 
 	"sluice/pkg/batch"
-	"sluice/pkg/retry"
 )
 
-// call is one Publish: it is done when all its records are.
-type call struct {
-	ctx  context.Context
-	mu   sync.Mutex
-	left int
-	err  error // the first one; read after done
-	done chan struct{}
-}
-
-// finish settles n of the call's records.
-func (c *call) finish(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err == nil {
-		c.err = err
-	}
-	if c.left--; c.left == 0 {
-		close(c.done)
-	}
-}
-
-// entry is one record on its way.
+// entry is one record that is queued.
 type entry struct {
 	record batch.Record
-	call   *call
-	size   int64
+	owner
+	size int64
+}
+
+// owner is whose record it is, and which of that call's.
+type owner struct {
+	call  *call
+	index int
+}
+
+// group is what one request carries: the records, and whose they are.
+type group struct {
+	records []batch.Record
+	owners  []owner
+}
+
+func (g group) slice(from, to int) group {
+	return group{g.records[from:to], g.owners[from:to]}
 }
 
 // refusal is an error that says: none of the records was written, because of
@@ -43,6 +38,11 @@ type entry struct {
 type refusal interface {
 	error
 	Refused() []int
+}
+
+func isRefusal(err error) bool {
+	var refused refusal
+	return errors.As(err, &refused)
 }
 
 // lane is the queue of one partition. While a request is in flight the next
@@ -54,15 +54,15 @@ type lane struct {
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	bytes   int64      // queued and in flight
-	open    *batch.Accumulator[entry]
-	groups  [][]entry // full ones, in front of open
+	queue   []entry    // those before head are taken
+	head    int
 	senders int
+	taken   time.Time     // when a sender last got a group
 	idle    chan struct{} // closed while there is no sender; else made anew
 }
 
 func newLane(p *Publisher, partition int) *lane {
-	l := &lane{p: p, partition: partition, idle: make(chan struct{}),
-		open: batch.NewAccumulator[entry](batch.Bound{Count: p.o.GroupRecords, Bytes: p.o.GroupBytes})}
+	l := &lane{p: p, partition: partition, idle: make(chan struct{})}
 	close(l.idle)
 	return l
 }
@@ -75,21 +75,27 @@ func (l *lane) full(size int64) bool {
 	return l.bytes > 0 && l.bytes+size > l.p.o.LaneBytes
 }
 
+// stuck reports whether what is on its way has had no answer for so long that
+// whoever queues behind it would wait in vain.
+func (l *lane) stuck(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.senders == l.p.o.InFlight && now.Sub(l.taken) > l.p.o.AckTimeout
+}
+
 // add queues a record and sees to it that somebody sends it. p.mu is held for
 // reading: no sender starts once the Publisher is closed.
-func (l *lane) add(e entry, now time.Time) {
+func (l *lane) add(e entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.bytes += e.size
-	if !l.open.Fits(1, e.size) {
-		l.groups = append(l.groups, l.open.Take())
-	}
-	l.open.Add(e, 1, e.size, now)
+	l.queue = append(l.queue, e)
 	if l.senders < l.p.o.InFlight {
 		if l.senders == 0 {
 			l.idle = make(chan struct{})
 		}
 		l.senders++
+		l.taken = time.Now()
 		l.p.wg.Go(l.run)
 	}
 }
@@ -97,181 +103,228 @@ func (l *lane) add(e entry, now time.Time) {
 // run sends until nothing is queued.
 func (l *lane) run() {
 	for {
-		group := l.take()
-		if group == nil {
+		g := l.take()
+		if len(g.records) == 0 {
 			return
 		}
-		l.p.send(l, group)
+		l.p.send(l, g)
 	}
 }
 
-// take hands out the next group, nil when there is none. Records that nobody
-// waits for any more are dropped: their sender was told that they are not safe.
-func (l *lane) take() []entry {
+// take hands out the next group; an empty one when there is none, and then the
+// sender ends. Records that nobody waits for any more are dropped: they are in
+// the spool, or their sender was told that they are not safe.
+func (l *lane) take() group {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		var group []entry
-		switch {
-		case len(l.groups) > 0:
-			group = l.groups[0]
-			l.groups[0] = nil
-			l.groups = l.groups[1:]
-		case l.open.Len() > 0:
-			group = l.open.Take()
-		default:
-			l.groups = nil
+		n, size := 0, int64(0)
+		for ; l.head+n < len(l.queue) && n < l.p.o.GroupRecords; n++ {
+			size += l.queue[l.head+n].size
+			if n > 0 && size > l.p.o.GroupBytes {
+				break
+			}
+		}
+		if n == 0 {
 			if l.senders--; l.senders == 0 {
 				close(l.idle)
 			}
-			return nil
+			return group{}
 		}
-		kept := group[:0]
-		for _, e := range group {
-			if err := e.call.ctx.Err(); err != nil {
-				l.release(e, err)
+		g := group{make([]batch.Record, 0, n), make([]owner, 0, n)}
+		for range n {
+			e := l.pop()
+			if !e.call.fly(e.index) {
+				l.give(e.size)
 				continue
 			}
-			kept = append(kept, e)
+			g.records = append(g.records, e.record)
+			g.owners = append(g.owners, e.owner)
 		}
-		if len(kept) > 0 {
-			return kept
+		if len(g.records) > 0 {
+			l.taken = time.Now()
+			return g
 		}
 	}
 }
 
-// release gives a record's bytes back and settles it. l.mu is held.
-func (l *lane) release(e entry, err error) {
-	l.bytes -= e.size
-	l.p.queued.Add(-e.size)
-	e.call.finish(err)
+// pop takes the first entry out of the queue. l.mu is held.
+func (l *lane) pop() entry {
+	e := l.queue[l.head]
+	l.queue[l.head] = entry{}
+	l.head++
+	const spare = 1024
+	switch n := len(l.queue) - l.head; {
+	case n == 0 && l.head > spare:
+		l.queue, l.head = nil, 0
+	case n == 0:
+		l.queue, l.head = l.queue[:0], 0
+	case l.head > spare && l.head > 2*n:
+		// An array no larger than what waits needs, and the copying is paid for by
+		// those that were taken since the last time.
+		l.queue, l.head = append(make([]entry, 0, 2*n), l.queue[l.head:]...), 0
+	}
+	return e
 }
 
-// settle is release for a whole group.
-func (l *lane) settle(group []entry, err error) {
+// sweep drops what nobody waits for any more from the front of the queue, where
+// it is: everybody waits about as long.
+func (l *lane) sweep() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range group {
-		l.release(e, err)
+	for l.head < len(l.queue) {
+		if e := &l.queue[l.head]; e.call.waits(e.index) {
+			return
+		}
+		l.give(l.pop().size)
 	}
+}
+
+// give gives bytes back. l.mu is held.
+func (l *lane) give(bytes int64) {
+	l.bytes -= bytes
+	l.p.queued.Add(-bytes)
 }
 
 // failQueued settles what is queued and not in flight.
 func (l *lane) failQueued(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, group := range append(l.groups, l.open.Take()) {
-		for _, e := range group {
-			l.release(e, err)
-		}
+	for l.head < len(l.queue) {
+		e := l.pop()
+		l.give(e.size)
+		e.call.fail(e.index, err)
 	}
-	l.groups = nil
 }
 
-// drained waits until nothing is queued or in flight and reports whether that
-// came before ctx's end.
-func (l *lane) drained(ctx context.Context) bool {
+// busy reports whether a request is on its way or about to be.
+func (l *lane) busy() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.senders > 0
+}
+
+// drained waits until nothing is queued or in flight, or ctx ends.
+func (l *lane) drained(ctx context.Context) {
 	l.mu.Lock()
 	idle := l.idle
 	l.mu.Unlock()
 	select {
 	case <-idle:
-		return true
-	default:
-	}
-	select {
-	case <-idle:
-		return true
 	case <-ctx.Done():
-		return false
 	}
 }
 
-// send makes one request of a group and settles it. A group that is refused is
-// taken apart, so that a record Kafka will not have fails alone.
-func (p *Publisher) send(l *lane, group []entry) {
-	err := p.request(l, group)
-	var refused refusal
-	if err == nil || !errors.As(err, &refused) || len(group) == 1 {
-		l.settle(group, err)
-		return
-	}
-	guilty := map[int]bool{}
-	for _, i := range refused.Refused() {
-		guilty[i] = true
-	}
-	var bad, good []entry
-	for i, e := range group {
-		if guilty[i] {
-			bad = append(bad, e)
-		} else {
-			good = append(good, e)
+// land settles a group that Kafka has.
+func (l *lane) land(g group, base int64) {
+	l.giveBack(g)
+	var remove []uint64
+	var held []key
+	late := 0
+	for i, o := range g.owners {
+		before, number := o.call.land(o.index, &g.records[i], l.partition, base+int64(i))
+		switch before {
+		case spooled:
+			// The disk has a copy that need not be sent. A crash before it is removed:
+			// it is sent, and recognised.
+			remove = append(remove, number)
+			held = append(held, keyOf(&g.records[i]))
+			late++
+		case voided:
+			late++
 		}
 	}
-	if len(bad) > 0 {
-		l.settle(bad, err)
-		if len(good) > 0 {
+	if late > 0 {
+		l.p.metrics.late.Add(float64(late))
+	}
+	if remove != nil {
+		l.p.o.Spool.Remove(remove...)
+		l.p.drain.release(held, none)
+	}
+}
+
+// fail settles a group that Kafka may not have. What the spool has of it is the
+// drain's from now on.
+func (l *lane) fail(g group, err error) {
+	l.giveBack(g)
+	lowest := uint64(none)
+	var held []key
+	for i, o := range g.owners {
+		if f, number := o.call.fail(o.index, err); f == spooled {
+			lowest = min(lowest, number)
+			held = append(held, keyOf(&g.records[i]))
+		}
+	}
+	if held != nil {
+		l.p.drain.release(held, lowest)
+	}
+}
+
+// giveBack gives a group's bytes back.
+func (l *lane) giveBack(g group) {
+	size := int64(0)
+	for i := range g.records {
+		size += int64(g.records[i].Size())
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.give(size)
+}
+
+// none is no number in the spool.
+const none = math.MaxUint64
+
+// send makes one request of a group and settles it. A group that is refused is
+// taken apart, so that a record Kafka will not have fails alone.
+func (p *Publisher) send(l *lane, g group) {
+	base, err := p.produce(l.partition, g.records, g.ticket())
+	var refused refusal
+	switch {
+	case err == nil:
+		l.land(g, base)
+		return
+	case !errors.As(err, &refused) || len(g.records) == 1:
+		l.fail(g, err)
+		return
+	}
+	bad, good := split(g, refused.Refused())
+	if len(bad.records) > 0 {
+		l.fail(bad, err)
+		if len(good.records) > 0 {
 			p.send(l, good)
 		}
 		return
 	}
 	// Kafka does not say which, or it is the sum: halve. At most twice as many
 	// requests as records.
-	p.send(l, group[:len(group)/2])
-	p.send(l, group[len(group)/2:])
+	half := len(g.records) / 2
+	p.send(l, g.slice(0, half))
+	p.send(l, g.slice(half, len(g.records)))
 }
 
-// request asks the breaker and then Kafka, once.
-func (p *Publisher) request(l *lane, group []entry) error {
-	leader := p.leader(l.partition)
-	if leader < 0 {
-		return p.reject("no_leader", retry.Mark(errNoLeader, retry.Transient))
+// split tells the guilty of a group from the others.
+func split(g group, guilty []int) (bad, good group) {
+	is := map[int]bool{}
+	for _, i := range guilty {
+		is[i] = true
 	}
-	b := p.breakers.of(leader)
-	done, err := b.allow()
-	if err != nil {
-		return p.reject("breaker_open", retry.Mark(errOpen, retry.Transient))
-	}
-	records := make([]batch.Record, len(group))
-	for i := range group {
-		records[i] = group[i].record
-	}
-	// The verdict is given exactly once: when the answer is slow, or when there is
-	// one, or when this function ends in any other way.
-	verdict := errSlow
-	var once sync.Once
-	judge := func(err error) { once.Do(func() { done(err) }) }
-	defer func() { judge(verdict) }()
-	slow := time.AfterFunc(p.o.SlowAfter, func() {
-		judge(errSlow)
-		if b.open() {
-			// Who waits behind this request is told now, not at its end.
-			p.failBehind(leader)
+	for i := range g.records {
+		to := &good
+		if is[i] {
+			to = &bad
 		}
-	})
-	defer slow.Stop()
-
-	// Not the publishers' contexts: the request is many publishers', and outlives
-	// whoever gives up.
-	ctx, cancel := context.WithTimeout(p.base, p.o.ProduceTimeout)
-	defer cancel()
-	start := time.Now()
-	_, _, err = p.o.Producer.Produce(ctx, l.partition, records)
-	p.metrics.request(len(records), time.Since(start), err)
-	verdict = err
-	if err == nil {
-		p.heard(nil)
+		to.records = append(to.records, g.records[i])
+		to.owners = append(to.owners, g.owners[i])
 	}
-	return err
+	return bad, good
 }
 
-// failBehind settles what is queued for a broker that has just been given up.
-func (p *Publisher) failBehind(leader int) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	for partition, l := range p.lanes {
-		if p.leader(partition) == leader {
-			l.failQueued(retry.Mark(errOpen, retry.Transient))
+// ticket is the one that a record of the group brought, if any.
+func (g group) ticket() *ticket {
+	for _, o := range g.owners {
+		if o.call.ticket != nil {
+			return o.call.ticket
 		}
 	}
+	return nil
 }

@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"errors"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,6 +13,13 @@ type metrics struct {
 	records  prometheus.Histogram
 	errors   *prometheus.CounterVec
 	rejected *prometheus.CounterVec
+
+	spooled      *prometheus.CounterVec
+	late         prometheus.Counter
+	drained      prometheus.Counter
+	drainedBytes prometheus.Counter
+	drainErrors  *prometheus.CounterVec
+	aside        prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, p *Publisher) *metrics {
@@ -25,12 +31,29 @@ func newMetrics(r prometheus.Registerer, p *Publisher) *metrics {
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_produce_errors_total",
 			Help: "Produce requests that failed, by class: transient, throttled, permanent, shutdown, or refused for the records themselves."}, []string{"class"}),
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_publish_rejected_total",
-			Help: "Batches and groups that were not sent to Kafka, by reason: queue_full, breaker_open, no_leader, no_topic, closed."}, []string{"reason"}),
+			Help: "Batches and groups that were not sent to Kafka, by reason: queue_full, slow, breaker_open, no_leader, no_topic, closed."}, []string{"reason"}),
+
+		spooled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_publish_spooled_total",
+			Help: "Records that went to the spool, by reason: timeout, slow, failed, breaker_open, no_leader, no_topic, queue_full, closed."}, []string{"reason"}),
+		late: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_publish_late_total",
+			Help: "Records that Kafka acknowledged after nobody waited any more; their copies in the spool are not sent."}),
+		drained: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_drain_records_total",
+			Help: "Records that were brought from the spool to Kafka."}),
+		drainedBytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_drain_bytes_total",
+			Help: "Bytes of records that were brought from the spool to Kafka."}),
+		drainErrors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_drain_errors_total",
+			Help: "Attempts to bring records from the spool to Kafka that failed, by class: transient, throttled, permanent, shutdown, or read where it was the spool."}, []string{"class"}),
+		aside: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_drain_set_aside_total",
+			Help: "Spooled records that Kafka refuses for good; they are kept apart."}),
 	}
 	queued := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sluice_publish_queued_bytes",
 		Help: "Bytes of records that wait for Kafka or are on their way to it."},
 		func() float64 { return float64(p.queued.Load()) })
-	r.MustRegister(m.seconds, m.records, m.errors, m.rejected, queued, p.breakers)
+	held := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sluice_drain_held_records",
+		Help: "Spooled records that are not sent now: a request that has them may still succeed, or they wait to be set aside."},
+		func() float64 { return float64(p.drain.held.len()) })
+	r.MustRegister(m.seconds, m.records, m.errors, m.rejected, queued, p.breakers,
+		m.spooled, m.late, m.drained, m.drainedBytes, m.drainErrors, m.aside, held)
 	return m
 }
 
@@ -41,8 +64,7 @@ func (m *metrics) request(records int, took time.Duration, err error) {
 		return
 	}
 	class := retry.ClassOf(err).String()
-	var refused refusal
-	if errors.As(err, &refused) {
+	if isRefusal(err) {
 		class = "refused"
 	}
 	m.errors.WithLabelValues(class).Inc()

@@ -1,119 +1,36 @@
 // Package publish makes records durable. It gathers what many requests bring
-// into few Kafka requests (one lane a partition), tries each once, stops asking a
-// broker that does not answer (a circuit breaker a partition leader), and says at
-// once when nothing durable is in reach. It never claims a record before all
-// in-sync replicas have it.
+// into few Kafka requests (one lane a partition), tries each once, and stops asking
+// a broker that does not answer (a circuit breaker a partition leader). What Kafka
+// does not take soon goes to the spool, which is drained beside the live traffic,
+// oldest first, each leader by itself; where there is no spool either, it says so
+// at once. It never claims a record before all in-sync replicas have it, or the
+// disk.
 package publish
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sony/gobreaker/v2"
 
 	"sluice/pkg/batch"
 	"sluice/pkg/retry"
 )
-
-// Producer is Kafka as this package needs it. Its errors are classified
-// (sluice/pkg/retry). Called concurrently.
-type Producer interface {
-	// Partition is where a batch's records go. It may wait for ctx before the topic
-	// was ever seen, and does no I/O after that.
-	Partition(ctx context.Context, id batch.ID) (int, error)
-	// Leaders are the brokers that lead the partitions, by partition; -1: none.
-	// Nil before the topic was ever seen. No I/O.
-	Leaders() []int
-	// Produce writes records to a partition, in order, and returns nil when all
-	// in-sync replicas have them. It tries once and returns soon after ctx has
-	// ended. After an error they may be written all the same, now or later, unless
-	// the error has a method Refused() []int: then none was written, because of the
-	// records themselves; the indices at fault are listed where they are known. An
-	// error with a method Moved() comes from a broker that is well and does not lead
-	// the partition any more.
-	Produce(ctx context.Context, partition int, records []batch.Record) (base int64, at time.Time, err error)
-	// Probe asks a broker, not a cache, whether the topic can be written to. What it
-	// saw of the leaders is what Leaders returns from then on.
-	Probe(ctx context.Context) error
-}
-
-// Spool is the collector's disk: where records go that Kafka cannot take now.
-type Spool interface {
-	// Append keeps the records and returns nil when they survive a kill -9 and a
-	// power loss: files and directories are fsynced. They reach Kafka later,
-	// possibly as copies of records that got there by themselves. After an error
-	// nothing is claimed. It does not keep the records' memory. Called concurrently.
-	Append(ctx context.Context, records []batch.Record) error
-	// Ready returns nil while Append may succeed.
-	Ready() error
-}
-
-// Options are what a Publisher is made of. Every zero field but Producer gets
-// its default.
-type Options struct {
-	Producer Producer
-	Spool    Spool // nil: none, what Kafka cannot take is an error
-
-	AckTimeout     time.Duration // only with a Spool: how long Kafka is waited for before a batch is spooled; default 250 ms
-	ProduceTimeout time.Duration // one request to Kafka; default 10 s
-	SlowAfter      time.Duration // a request still unanswered by then counts against its broker; default 5 s, 1 s with a Spool
-	OpenFor        time.Duration // how long a broker is left alone; default 5 s
-	GroupRecords   int           // records in a request at most; default 1,000
-	GroupBytes     int64         // their bytes, uncompressed; default 900 KiB: what a topic takes (1 MiB) less headers
-	InFlight       int           // requests of one partition at once; default 1, which keeps their order (2 and 4 were no faster, and cost 5 and 15 % more CPU)
-	QueueBytes     int64         // held for all partitions; default 64 MiB
-	LaneBytes      int64         // held for one partition, so that one leader's trouble leaves room; default 16 MiB
-	ProbeEvery     time.Duration // how often Kafka is asked, at most, while it is not ready; default 2 s, four to five times that while it is
-
-	Log        *slog.Logger
-	Registerer prometheus.Registerer
-}
-
-func (o *Options) defaults() error {
-	if o.Producer == nil {
-		return errors.New("publish: a producer is required")
-	}
-	or(&o.AckTimeout, 250*time.Millisecond)
-	or(&o.ProduceTimeout, 10*time.Second)
-	if o.Spool != nil {
-		or(&o.SlowAfter, time.Second)
-	}
-	or(&o.SlowAfter, 5*time.Second)
-	or(&o.OpenFor, 5*time.Second)
-	or(&o.GroupRecords, 1000)
-	or(&o.GroupBytes, 900<<10)
-	or(&o.InFlight, 1)
-	or(&o.QueueBytes, 64<<20)
-	or(&o.LaneBytes, 16<<20)
-	or(&o.ProbeEvery, 2*time.Second)
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Registerer == nil {
-		o.Registerer = prometheus.NewRegistry()
-	}
-	return nil
-}
-
-func or[T comparable](v *T, def T) {
-	var zero T
-	if *v == zero {
-		*v = def
-	}
-}
 
 var (
 	errClosed    = errors.New("the collector is stopping")
 	errQueueFull = errors.New("too many bytes wait for Kafka")
 	errOpen      = errors.New("the broker does not answer and is left alone for a while")
 	errNoLeader  = errors.New("the partition has no leader")
+	errNoTopic   = errors.New("the topic is not in reach")
+	errUnseen    = errors.New("it was not seen yet")
+	errBehind    = errors.New("what was sent before has had no answer for too long")
 	errNoProbe   = errors.New("no answer from Kafka yet")
 	errTimeUp    = errors.New("not durable yet when the time was up")
 	errSlow      = errors.New("slow answer")
@@ -124,11 +41,18 @@ type Publisher struct {
 	o        Options
 	metrics  *metrics
 	breakers *breakers
+	drain    *drain
 	queued   atomic.Int64 // bytes
+	started  time.Time
 	base     context.Context
 	cancel   context.CancelFunc
-	wg       sync.WaitGroup // senders and the prober
+	wg       sync.WaitGroup // senders, the prober and the drain
 	probed   atomic.Pointer[probe]
+
+	calls   atomic.Int64  // of Publish, in progress
+	closing atomic.Bool   // closed, for those that leave
+	quiet   chan struct{} // closed when the last call has left after Close was called
+	quieten sync.Once
 
 	mu     sync.RWMutex // held for reading while records are put into lanes
 	closed bool
@@ -141,26 +65,29 @@ type probe struct {
 	at  time.Time
 }
 
-// New checks the options and starts asking for Kafka in the background. It does
-// not wait for it.
+// New checks the options and starts asking for Kafka, and draining the spool, in
+// the background. It does not wait for either.
 func New(o Options) (*Publisher, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	p := &Publisher{o: o, lanes: map[int]*lane{}}
+	p := &Publisher{o: o, lanes: map[int]*lane{}, quiet: make(chan struct{}), started: time.Now()}
 	p.base, p.cancel = context.WithCancel(context.Background())
 	p.breakers = newBreakers(o)
+	p.drain = newDrain(p)
 	p.metrics = newMetrics(o.Registerer, p)
 	p.probed.Store(&probe{err: errNoProbe})
 	p.wg.Go(p.watch)
+	p.wg.Go(p.drain.run)
 	return p, nil
 }
 
 // Publish returns nil when every record is on all in-sync replicas, or in the
-// spool, and says which. After an error none is claimed, and some may get there
-// all the same: a request that timed out may still succeed, and what was queued
-// when ctx ended may just have been sent. Copies are recognised by their
-// identity further down.
+// spool, and says which (InSpool where at least one is only there). After an error
+// none is claimed, and some may get there all the same: a request that timed out
+// may still succeed, and what was queued when ctx ended may just have been sent.
+// Copies are recognised by their identity further down. The records' values belong
+// to the Publisher from then on.
 //
 // The error's class says what the sender may do: Permanent means that Kafka
 // refuses a record of this batch for what it is. Everything else (Transient,
@@ -170,23 +97,37 @@ func (p *Publisher) Publish(ctx context.Context, records []batch.Record) (batch.
 	if len(records) == 0 {
 		return batch.InKafka, nil
 	}
-	err := p.toKafka(ctx, records)
-	if err == nil {
+	c := newCall(len(records), p.o.Ledger)
+	err := retry.Mark(errClosed, retry.Shutdown)
+	entered := p.enter()
+	// Also after a panic: every record's fate is told.
+	defer func() {
+		p.end(c, records)
+		if entered {
+			p.leave()
+		}
+	}()
+	if !entered {
+		return "", p.comeBack(p.reject("closed", err), records)
+	}
+	if err = p.toKafka(ctx, c, records); err == nil {
 		return batch.InKafka, nil
 	}
-	var refused refusal
-	if errors.As(err, &refused) {
+	if isRefusal(err) {
 		return "", retry.Mark(err, retry.Permanent)
 	}
-	if p.o.Spool != nil {
-		// A crash before Append returns: nothing was answered, the sender comes again.
-		// After it: the spool has the records, and whatever Kafka got is a copy.
-		serr := p.o.Spool.Append(ctx, records)
+	if p.o.Spool != nil && ctx.Err() == nil && p.base.Err() == nil {
+		where, serr := p.spool(ctx, c, records, err)
 		if serr == nil {
-			return batch.InSpool, nil
+			return where, nil
 		}
 		err = fmt.Errorf("%w; spool: %w", err, serr)
 	}
+	return "", p.comeBack(err, records)
+}
+
+// comeBack says that the records are not kept, and when to bring them again.
+func (p *Publisher) comeBack(err error, records []batch.Record) error {
 	class := retry.ClassOf(err)
 	if class == retry.Permanent {
 		// A right or a setting is wrong on our side. That gets mended, and then the
@@ -194,40 +135,89 @@ func (p *Publisher) Publish(ctx context.Context, records []batch.Record) (batch.
 		class = retry.Transient
 	}
 	after := max(retry.After(err), time.Second) + rand.N(p.o.OpenFor)
-	return "", retry.MarkAfter(fmt.Errorf("publish %d records: %w", len(records), err), class, after)
+	return retry.MarkAfter(fmt.Errorf("publish %d records: %w", len(records), err), class, after)
+}
+
+// enter lets a call in, until Close.
+func (p *Publisher) enter() bool {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if p.closed {
+		return false
+	}
+	p.calls.Add(1)
+	return true
+}
+
+func (p *Publisher) leave() {
+	if p.calls.Add(-1) == 0 && p.closing.Load() {
+		p.quieten.Do(func() { close(p.quiet) })
+	}
 }
 
 // toKafka queues the records and waits for what becomes of them.
-func (p *Publisher) toKafka(ctx context.Context, records []batch.Record) error {
+func (p *Publisher) toKafka(ctx context.Context, c *call, records []batch.Record) error {
+	var up <-chan time.Time
 	if p.o.Spool != nil {
+		t := time.NewTimer(p.o.AckTimeout)
+		defer t.Stop()
+		up = t.C
+	}
+	var few [4]int // mostly there is one
+	partitions, err := p.place(ctx, few[:0], records)
+	if err != nil {
+		return p.reject("no_topic", fmt.Errorf("%w: %w", errNoTopic, err))
+	}
+	if err := p.queue(c, records, partitions); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-c.done:
+			return c.why()
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-up:
+			up = nil
+			if p.o.Spool.Ready() != nil {
+				continue // slow, but the only way
+			}
+			err = context.DeadlineExceeded
+		}
+		select {
+		case <-c.done: // both at once: the better news counts
+			return c.why()
+		default:
+		}
+		if why := c.why(); isRefusal(why) {
+			return why
+		}
+		return fmt.Errorf("%w: %w", errTimeUp, err)
+	}
+}
+
+// place finds the records' partitions.
+func (p *Publisher) place(ctx context.Context, partitions []int, records []batch.Record) ([]int, error) {
+	if p.o.Spool != nil && p.o.Producer.Leaders() == nil {
+		if time.Since(p.started) > p.o.AckTimeout {
+			return nil, errUnseen // the prober looks for it, nobody waits for that
+		}
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, p.o.AckTimeout)
 		defer cancel()
 	}
-	partitions := make([]int, len(records))
 	for i := range records {
-		var err error
 		if i > 0 && records[i].BatchID == records[i-1].BatchID {
-			partitions[i] = partitions[i-1]
-		} else if partitions[i], err = p.o.Producer.Partition(ctx, records[i].BatchID); err != nil {
-			return p.reject("no_topic", err)
+			partitions = append(partitions, partitions[i-1])
+			continue
 		}
+		partition, err := p.o.Producer.Partition(ctx, records[i].BatchID)
+		if err != nil {
+			return nil, err
+		}
+		partitions = append(partitions, partition)
 	}
-	c := &call{ctx: ctx, left: len(records), done: make(chan struct{})}
-	if err := p.queue(c, records, partitions); err != nil {
-		return err
-	}
-	select {
-	case <-c.done:
-		return c.err
-	case <-ctx.Done():
-	}
-	select {
-	case <-c.done: // both at once: the better news counts
-		return c.err
-	default:
-		return fmt.Errorf("%w: %w", errTimeUp, ctx.Err())
-	}
+	return partitions, nil
 }
 
 // queue puts all of the records into their lanes, or none.
@@ -242,7 +232,7 @@ func (p *Publisher) queue(c *call, records []batch.Record, partitions []int) err
 	for i := range records {
 		size += int64(records[i].Size())
 		if i == 0 || partitions[i] != partitions[i-1] {
-			if reason, err := p.reachable(partitions[i]); err != nil {
+			if reason, err := p.reachable(c, partitions[i]); err != nil {
 				return p.reject(reason, err)
 			}
 		}
@@ -256,28 +246,57 @@ func (p *Publisher) queue(c *call, records []batch.Record, partitions []int) err
 		if i > 0 && partitions[i] == partitions[i-1] {
 			continue
 		}
-		if p.lanes[partitions[i]].full(size) {
+		l := p.lanes[partitions[i]]
+		if l.full(size) {
 			p.queued.Add(-size)
 			return p.reject("queue_full", retry.Mark(errQueueFull, retry.Throttled))
 		}
+		if p.o.Spool != nil && l.stuck(time.Now()) && p.o.Spool.Ready() == nil {
+			p.queued.Add(-size)
+			return p.reject("slow", retry.Mark(errBehind, retry.Transient))
+		}
 	}
-	now := time.Now()
 	for i := range records {
-		p.lanes[partitions[i]].add(entry{record: records[i], call: c, size: int64(records[i].Size())}, now)
+		// The first of them may be on its way already.
+		c.slots[i].lane = p.lanes[partitions[i]]
+	}
+	for i := range records {
+		c.slots[i].lane.add(entry{record: records[i], owner: owner{c, i}, size: int64(records[i].Size())})
 	}
 	return nil
 }
 
-// reachable says at once what a request would only find out.
-func (p *Publisher) reachable(partition int) (reason string, err error) {
+// reachable says at once what a request would only find out. Where a broker may
+// be back and the drain has nothing to try it with, the call gets the leave to do
+// so; everybody else goes to the spool meanwhile.
+func (p *Publisher) reachable(c *call, partition int) (reason string, err error) {
 	leader := p.leader(partition)
 	if leader < 0 {
 		return "no_leader", retry.Mark(errNoLeader, retry.Transient)
 	}
-	if b := p.breakers.get(leader); b != nil && b.open() {
-		return "breaker_open", retry.Mark(errOpen, retry.Transient)
+	b := p.breakers.get(leader)
+	if b == nil {
+		return "", nil
 	}
-	return "", nil
+	switch b.cb.State() {
+	case gobreaker.StateClosed:
+		return "", nil
+	case gobreaker.StateHalfOpen:
+		if p.o.Spool == nil {
+			return "", nil
+		}
+		if c.ticket != nil && c.ticket.b == b {
+			return "", nil
+		}
+		if c.ticket == nil && p.drain.idle(leader) {
+			if done, err := b.allow(); err == nil {
+				c.ticket = &ticket{b: b}
+				c.ticket.done.Store(&done)
+				return "", nil
+			}
+		}
+	}
+	return "breaker_open", retry.Mark(errOpen, retry.Transient)
 }
 
 func (p *Publisher) leader(partition int) int {
@@ -387,19 +406,34 @@ func (p *Publisher) heard(err error) {
 	}
 }
 
-// Close takes nothing more, waits for what is queued and in flight until ctx
-// ends, then gives up on the rest: their publishers get a Shutdown error. No
-// goroutine is left when it returns. It returns nil when nothing was given up.
+// Close takes nothing more, stops the drain, and waits until everybody who waits
+// for a record to become durable has an answer, or ctx ends; then it gives up on
+// the rest: their publishers get a Shutdown error. Requests that nobody waits for
+// (their records are in the spool, or their senders were told) have a moment to
+// end. No goroutine of the Publisher is left when it returns. It returns nil when
+// nothing was given up.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	lanes := p.lanes
 	p.mu.Unlock()
+	p.closing.Store(true)
+	p.drain.stop()
+	if p.calls.Load() == 0 {
+		p.quieten.Do(func() { close(p.quiet) })
+	}
 	var err error
-	for _, l := range lanes {
-		if !l.drained(ctx) {
-			err = retry.Mark(fmt.Errorf("flush to Kafka: %w", ctx.Err()), retry.Shutdown)
+	select {
+	case <-p.quiet:
+		// Cut off now, they might be sent once more by the next process: a copy each.
+		moment, cancel := context.WithTimeout(ctx, p.o.SlowAfter)
+		defer cancel()
+		p.drain.ended(moment)
+		for _, l := range lanes {
+			l.drained(moment)
 		}
+	case <-ctx.Done():
+		err = retry.Mark(fmt.Errorf("flush to Kafka: %w", ctx.Err()), retry.Shutdown)
 	}
 	p.cancel()
 	for _, l := range lanes {

@@ -366,60 +366,6 @@ func TestCloseDuringLoad(t *testing.T) {
 	})
 }
 
-type fakeSpool struct {
-	err   error
-	kept  []batch.Record
-	ready error
-}
-
-func (s *fakeSpool) Append(_ context.Context, records []batch.Record) error {
-	if s.err == nil {
-		s.kept = append(s.kept, records...)
-	}
-	return s.err
-}
-func (s *fakeSpool) Ready() error { return s.ready }
-
-func TestSpool(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k, s := newFakeKafka(1), &fakeSpool{}
-		p := newPublisher(t, Options{Producer: k, Spool: s})
-		defer shut(t, p)
-		publish := func(seq int) (batch.Durable, time.Duration, error) {
-			start := time.Now()
-			where, err := p.Publish(t.Context(), []batch.Record{record(0, seq)})
-			return where, time.Since(start), err
-		}
-		where, _, err := publish(1)
-		require.NoError(t, err)
-		assert.Equal(t, batch.InKafka, where)
-
-		k.set(slow(time.Second))
-		where, took, err := publish(2)
-		require.NoError(t, err)
-		assert.Equal(t, batch.InSpool, where)
-		assert.Equal(t, 250*time.Millisecond, took)
-
-		retry.Sleep(t.Context(), 2*time.Second)
-		k.set(failing)
-		where, took, err = publish(3)
-		require.NoError(t, err)
-		assert.Equal(t, batch.InSpool, where)
-		assert.Zero(t, took)
-
-		k.set(func(context.Context, int, []batch.Record) error { return refusing() })
-		_, _, err = publish(4)
-		assert.Equal(t, retry.Permanent, retry.ClassOf(err), "what Kafka will never take is not spooled")
-
-		k.set(failing)
-		s.err, s.ready = errors.New("disk full"), errors.New("disk full")
-		_, _, err = publish(5)
-		resend(t, err, retry.Transient)
-		assert.ErrorContains(t, err, "disk full")
-		assert.Len(t, s.kept, 2)
-	})
-}
-
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := prometheus.NewRegistry()
@@ -441,7 +387,7 @@ sluice_produce_errors_total{class="transient"} %d
 # HELP sluice_publish_queued_bytes Bytes of records that wait for Kafka or are on their way to it.
 # TYPE sluice_publish_queued_bytes gauge
 sluice_publish_queued_bytes 0
-# HELP sluice_publish_rejected_total Batches and groups that were not sent to Kafka, by reason: queue_full, breaker_open, no_leader, no_topic, closed.
+# HELP sluice_publish_rejected_total Batches and groups that were not sent to Kafka, by reason: queue_full, slow, breaker_open, no_leader, no_topic, closed.
 # TYPE sluice_publish_rejected_total counter
 sluice_publish_rejected_total{reason="breaker_open"} 2
 `, breakerInRow)), "sluice_breaker_state", "sluice_produce_errors_total", "sluice_publish_queued_bytes", "sluice_publish_rejected_total"))
