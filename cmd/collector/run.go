@@ -24,6 +24,7 @@ import (
 	"sluice/internal/protocol/native"
 	"sluice/internal/protocol/statsig"
 	"sluice/internal/publish"
+	"sluice/internal/spool"
 	"sluice/internal/telemetry"
 	"sluice/pkg/retry"
 	"sluice/pkg/schema"
@@ -41,11 +42,12 @@ func endpoints() []protocol.Endpoint {
 //
 //	settings ─► keys file ────┐
 //	           endpoints ─────┼─► ingest.Collector ─► publish.Publisher ─► kafka.Producer
-//	           ledger ────────┘    (HTTP server)       (breaker, lanes)
-//	admin server beside it
+//	           ledger ────────┘    (HTTP server)       (breaker, lanes) └─► spool.Spool
+//	admin server, ledger records beside it
 //
 // It returns nil when ctx ends and everything has stopped in order: requests are
-// answered first, then what is queued is flushed, then the ledger is closed.
+// answered first, then what is queued is flushed, then the ledger writes its last
+// record, then the spool is closed.
 func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 && args[0] == "healthcheck" {
 		cfg, err := config.ParseCollector(args[1:], environ, stdout, stderr)
@@ -72,11 +74,23 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 		return fmt.Errorf("SLUICE_ADMIN_LISTEN %s: %w", cfg.AdminListen, err)
 	}
 	defer admin.Close()
-	book, err := ledger.Open(cfg.SpoolDir, log)
+	// The ledger has the directory's lock: the spool is opened after it and closed
+	// before it.
+	book, err := ledger.Open(cfg.SpoolDir, log, ledger.WithClock(clock(environ)), ledger.WithInterval(cfg.LedgerInterval), ledger.WithRegisterer(metrics))
 	if err != nil {
 		return err
 	}
 	defer book.Close()
+	disk, err := spool.Open(cfg.SpoolDir, spool.Options{
+		FS:       spoolFiles(environ, log),
+		MaxBytes: int64(cfg.SpoolMax),
+		MinFree:  int64(cfg.SpoolMinFree),
+		Log:      log, Registerer: metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("SLUICE_SPOOL_DIR %s: %w", cfg.SpoolDir, err)
+	}
+	defer closeSpool(disk, log)
 	client, err := kafka.Open(kafka.Config{
 		Brokers: cfg.Kafka.Brokers, TLS: cfg.Kafka.TLS, ClientID: "sluice-collector",
 		SASLMechanism: string(cfg.Kafka.SASLMechanism), SASLUsername: cfg.Kafka.SASLUsername, SASLPassword: cfg.Kafka.SASLPassword.Reveal(),
@@ -87,10 +101,13 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	defer client.Close()
 
 	publisher, err := publish.New(publish.Options{
-		Producer:   client.NewProducer(cfg.Topics.Batches()),
-		AckTimeout: cfg.AckTimeout,
-		GroupBytes: int64(cfg.RecordMax),
-		Log:        log, Registerer: metrics,
+		Producer:            client.NewProducer(cfg.Topics.Batches()),
+		Spool:               broken(environ, disk, log),
+		Ledger:              book,
+		AckTimeout:          cfg.AckTimeout,
+		GroupBytes:          int64(cfg.RecordMax),
+		DrainBytesPerSecond: int64(cfg.DrainRate),
+		Log:                 log, Registerer: metrics,
 	})
 	if err != nil {
 		return err
@@ -126,8 +143,22 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 		})
 	}
 	{
-		// Topics are made by the first process that needs them. Until then, and while
-		// Kafka is away, requests are refused and /readyz says so.
+		// Told to end after the server above it: by then nothing more is given a
+		// number, and the last record speaks for everything.
+		ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		g.Add(func() error {
+			err := book.Run(ctx, client.NewLedger(cfg.Topics.Prefix), disk)
+			if err != nil && ctx.Err() != nil {
+				// Kafka is away. The next start says what this one could not.
+				log.Warn("the ledger has no closing record; delivery_watermark waits for this collector", "error", err)
+				return nil
+			}
+			return err
+		}, func(error) { cancel() })
+	}
+	{
+		// Topics are made by the first process that needs them. A collector that Kafka
+		// has never heard of refuses requests until then, and /readyz says so.
 		ctx, cancel := context.WithCancel(ctx)
 		g.Add(func() error {
 			ensureTopics(ctx, cfg, client, log)
@@ -152,13 +183,33 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 			return telemetry.Admin{
 				Ready: collector.Ready,
 				Status: func() any {
-					return map[string]any{"build": telemetry.ReadBuild(), "collector": book.Collector().String()}
+					return map[string]any{"build": telemetry.ReadBuild(), "collector": book.Collector().String(), "spool": spoolStatus(disk)}
 				},
 				Metrics: metrics, Log: log,
 			}.Serve(ctx, admin)
 		}, func(error) { cancel() })
 	}
 	return g.Run()
+}
+
+func closeSpool(s *spool.Spool, log *slog.Logger) {
+	if err := s.Close(); err != nil {
+		// Nothing acknowledged is lost by it: what was sent may be sent again.
+		log.Warn("the spool was not closed in order", "error", err)
+	}
+}
+
+// spoolStatus is the spool as /status shows it.
+func spoolStatus(s *spool.Spool) map[string]any {
+	b := s.Backlog()
+	status := map[string]any{"records": b.Records, "bytes": b.Bytes, "state": s.State()}
+	if b.Records > 0 {
+		status["oldest"] = b.Oldest.UTC()
+	}
+	if b.Lost > 0 {
+		status["lost"] = b.Lost
+	}
+	return status
 }
 
 // limitMemory keeps the process under 100 MiB with the default settings: from 90
