@@ -2,6 +2,7 @@ package clickhouse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -159,13 +160,15 @@ func (c *Client) knownSettings(ctx context.Context) (map[string]bool, error) {
 
 // Send sends the rows as one block and waits for the server's word. Whatever
 // error it returns, the rows may be stored: a deadline has been seen to be
-// reported for rows that were. The Insert is closed either way.
+// reported for rows that were, and so is what a materialized view refuses. An error
+// with a method Content() says that the rows are refused for what is in them. The
+// Insert is closed either way.
 func (i *Insert) Send(rows *schema.Rows) error {
 	defer i.cancel()
 	if err := i.fill(rows); err != nil {
 		// Nothing was sent: the client failed to lay out the rows.
 		_ = i.batch.Abort()
-		return retry.Mark(fmt.Errorf("lay out rows of %s: %w", i.table, err), retry.Permanent)
+		return layoutError(fmt.Errorf("lay out rows of %s: %w", i.table, err))
 	}
 	laidOut := time.Since(i.opened)
 	limit := i.c.cfg.InsertTimeout + answerGrace
@@ -182,7 +185,22 @@ func (i *Insert) Send(rows *schema.Rows) error {
 	if !inTime {
 		return retry.Mark(fmt.Errorf("%w (no answer in %s)", err, limit), retry.Transient)
 	}
+	if refusedContent[serverCode(err)] {
+		return content(err)
+	}
 	return i.c.classify(err)
+}
+
+// layoutError classifies what the client itself did not take. It knows the columns'
+// types: a value that an Enum or a FixedString has no room for it refuses as the
+// server would. A column that takes no value of ours at all has another type than
+// it should.
+func layoutError(err error) error {
+	var kind *chcolumn.ColumnConverterError
+	if errors.As(err, &kind) || errors.Is(err, ch.ErrBatchAlreadySent) || errors.Is(err, ch.ErrBatchInvalid) {
+		return retry.Mark(err, retry.Permanent)
+	}
+	return content(err)
 }
 
 // Close ends the insert without rows. Closing twice, or after Send, is fine.

@@ -2,6 +2,9 @@ package sink
 
 import (
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 	"unsafe"
 
 	"sluice/pkg/batch"
@@ -16,7 +19,21 @@ type block struct {
 	bytes       int64 // what the budget was charged
 	// What is known of each batch once this block is stored; set by decide.
 	claims map[batch.ID]*claim
+	// The events of the block that ClickHouse refuses for what is in them, and what
+	// it said (empty where that was said to an earlier owner); mostly none.
+	refused map[place]string
+	hunt    *hunt // for more of them
+	events  int   // rows of exposures and events that the block was to have
 }
+
+// The reasons of the dead letters that the sink itself writes.
+const (
+	reasonUndecodable = "undecodable"
+	reasonRefused     = "refused"
+)
+
+// maxErrorText bounds the error of a dead letter, in bytes.
+const maxErrorText = 1000
 
 // item is one record of a block and what is decided about it.
 type item struct {
@@ -65,40 +82,58 @@ func newItem(d batch.Delivery) item {
 }
 
 // build lays out what the block adds to each table. It is a function of the
-// records and their outcomes alone, so that a repeat expects the same rows.
+// records, their outcomes and what is refused of them, so that a repeat expects the
+// same rows.
 func (b *block) build() map[schema.Table]*schema.Rows {
 	out := map[schema.Table]*schema.Rows{}
 	for _, t := range schema.Tables() {
 		out[t] = &schema.Rows{}
 	}
 	for i := range b.items {
-		b.items[i].build(out)
+		b.items[i].build(out, b.refused)
 	}
 	out[schema.ProgressTab].Progress = []schema.Progress{{First: b.first, Through: b.last}}
 	return out
 }
 
-func (it *item) build(out map[schema.Table]*schema.Rows) {
-	b, offset := &it.batch, it.delivery.Offset
-	row := schema.BatchRow{Record: it.delivery.Record, Source: b.Source, Outcome: it.outcome,
-		Events: len(b.Events), Rejected: len(b.Rejected), Offset: offset}
-	row.Record.Value = nil
-	if b.Part {
-		row.Part = fmt.Sprintf("%d-%d", b.First, b.Last)
+// receivedAt is the collector's time or, where the record has none, the broker's.
+func (it *item) receivedAt() time.Time {
+	if it.delivery.ReceivedAt.IsZero() {
+		return it.delivery.AppendAt
 	}
-	if row.Record.ReceivedAt.IsZero() {
-		row.Record.ReceivedAt = it.delivery.AppendAt
-	}
-	out[schema.Batches].Batches = append(out[schema.Batches].Batches, row)
+	return it.delivery.ReceivedAt
+}
 
-	dead := out[schema.DeadLetters]
-	letter := func(index uint32, stage string) schema.DeadLetter {
-		return schema.DeadLetter{
-			ID:      batch.DeadLetterID(it.delivery.BatchID, it.delivery.Digest, index, stage),
-			Project: it.delivery.Project, BatchID: it.delivery.BatchID, Index: index, Stage: stage,
-			Source: b.Source, ReceivedAt: row.Record.ReceivedAt.UnixMicro(), Offset: offset,
-		}
+func (it *item) letter(index uint32, stage string) schema.DeadLetter {
+	d := &it.delivery
+	return schema.DeadLetter{
+		ID:      batch.DeadLetterID(d.BatchID, d.Digest, index, stage),
+		Project: d.Project, BatchID: d.BatchID, Index: index, Stage: stage,
+		Source: it.batch.Source, ReceivedAt: it.receivedAt().UnixMicro(), Offset: d.Offset,
 	}
+}
+
+// refused is the dead letter of an event that ClickHouse refuses: the same one
+// whoever finds that out.
+func (it *item) refused(e *schema.Event, why string) schema.DeadLetter {
+	l := it.letter(e.Index, schema.StageSink)
+	l.Reason, l.Error = reasonRefused, bounded(why)
+	l.Bytes = schema.AppendEventJSON(nil, e)
+	l.Size = len(l.Bytes)
+	return l
+}
+
+// bounded cuts an error's text to what a dead letter keeps of it.
+func bounded(s string) string {
+	if len(s) > maxErrorText {
+		s = strings.ToValidUTF8(s[:maxErrorText], "")
+	}
+	return s
+}
+
+func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]string) {
+	b, offset := &it.batch, it.delivery.Offset
+	dead := out[schema.DeadLetters]
 	// A copy that was split otherwise may have brought some of this one's indices.
 	stored := func(index uint32) bool {
 		return it.outcome == schema.Stored && it.earlier != nil && it.earlier.covers(index)
@@ -109,16 +144,22 @@ func (it *item) build(out map[schema.Table]*schema.Rows) {
 			if stored(r.Index) {
 				continue
 			}
-			l := letter(r.Index, stage)
+			l := it.letter(r.Index, stage)
 			l.Reason, l.Field, l.Error, l.Bytes, l.Size = string(r.Code), r.Field, r.Message, r.Bytes, r.Size
 			dead.Dead = append(dead.Dead, l)
 		}
 	}
+	aside := 0
 	switch it.outcome {
 	case schema.Stored:
 		for i := range b.Events {
 			e := &b.Events[i]
 			if stored(e.Index) {
+				continue
+			}
+			if why, ok := refused[place{offset, e.Index, b.ID}]; ok {
+				aside++
+				dead.Dead = append(dead.Dead, it.refused(e, why))
 				continue
 			}
 			t := schema.Exposures
@@ -131,7 +172,7 @@ func (it *item) build(out map[schema.Table]*schema.Rows) {
 	case schema.Conflict:
 		for i := range b.Events {
 			e := &b.Events[i]
-			l := letter(e.Index, schema.StageConflict)
+			l := it.letter(e.Index, schema.StageConflict)
 			l.Reason = "key_reused"
 			l.Error = "the idempotency key was used before with other events; those are stored, these are kept here"
 			l.Bytes = schema.AppendEventJSON(nil, e)
@@ -140,10 +181,42 @@ func (it *item) build(out map[schema.Table]*schema.Rows) {
 		}
 		rejected(schema.StageConflict)
 	case schema.Dead:
-		l := letter(0, schema.StageSink)
+		l := it.letter(0, schema.StageSink)
 		l.ID = batch.DeadLetterID(it.delivery.DedupID, it.delivery.Digest, 0, schema.StageSink)
-		l.Reason, l.Error = "undecodable", it.broken.Error()
+		l.Reason, l.Error = reasonUndecodable, bounded(it.broken.Error())
 		l.Bytes, l.Size = it.delivery.Value, len(it.delivery.Value)
 		dead.Dead = append(dead.Dead, l)
 	}
+	// What was refused is not among the events that are to be found in the tables,
+	// but among those to be found in dead_letters.
+	row := schema.BatchRow{Record: it.delivery.Record, Source: b.Source, Outcome: it.outcome,
+		Events: len(b.Events) - aside, Rejected: len(b.Rejected) + aside, Offset: offset}
+	row.Record.Value = nil
+	row.Record.ReceivedAt = it.receivedAt()
+	if b.Part {
+		row.Part = fmt.Sprintf("%d-%d", b.First, b.Last)
+	}
+	out[schema.Batches].Batches = append(out[schema.Batches].Batches, row)
 }
+
+// setAside are the dead letters of the block that the sink itself had to write: what
+// could not be read, and what ClickHouse refuses.
+func (b *block) setAside() []schema.DeadLetter {
+	some := len(b.refused) > 0
+	for i := range b.items {
+		some = some || b.items[i].outcome == schema.Dead
+	}
+	if !some {
+		return nil
+	}
+	return slices.DeleteFunc(b.build()[schema.DeadLetters].Dead, func(l schema.DeadLetter) bool { return l.Stage != schema.StageSink })
+}
+
+// place tells the rows of one partition apart.
+type place struct {
+	offset int64
+	index  uint32
+	batch  batch.ID // a log that lost its newest records has others at their offsets
+}
+
+func placeOf(r *schema.EventRow) place { return place{r.Offset, r.Event.Index, r.Batch.ID} }

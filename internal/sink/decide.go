@@ -120,7 +120,7 @@ func (p *partition) decide(ctx context.Context, b *block) error {
 		}
 	}
 	lowest := map[batch.ID]int64{}
-	err := p.s.store.Copies(ctx, ask, func(c schema.Copy) {
+	err := p.store.Copies(ctx, ask, func(c schema.Copy) {
 		offset := int64(-1) // of another partition or log: earlier than all of this one
 		if c.Log == p.at.Log && c.Partition == p.at.Partition {
 			if c.Offset >= b.first {
@@ -188,7 +188,7 @@ func (p *partition) stored(ctx context.Context, it *item) (bool, error) {
 	at := p.at
 	at.Offset = d.Offset
 	s := spanOf(&it.batch)
-	return p.s.store.HasBatch(ctx, d.Project, d.BatchID, s.first, s.last, at)
+	return p.store.HasBatch(ctx, d.Project, d.BatchID, s.first, s.last, at)
 }
 
 // remember keeps what a delivered block decided.

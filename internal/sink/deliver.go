@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sluice/pkg/batch"
@@ -26,6 +27,7 @@ func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error
 		return err
 	}
 	rows := b.build()
+	b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
 	start := p.s.now()
 	if b.first > p.horizon {
 		err := p.flushing(ctx, func() error { return p.insert(ctx, gen, b, rows, p.token(b)) })
@@ -37,9 +39,13 @@ func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error
 			return err
 		}
 		p.s.metrics.insertErrors.Inc()
-		p.log.Warn("insert is unsure; reading back", "first", b.first, "last", b.last, "error", err)
-		if !retry.Sleep(ctx, 200*time.Millisecond) {
-			return ctx.Err()
+		if t := refusing(err); t != "" && !p.s.cfg.SkipReadBack {
+			b.hunt = newHunt(t, rows[t].Events, err)
+		} else {
+			p.log.Warn("insert is unsure; reading back", "first", b.first, "last", b.last, "error", err)
+			if !retry.Sleep(ctx, 200*time.Millisecond) {
+				return ctx.Err()
+			}
 		}
 	}
 	return p.retry(ctx, "heal", func() error {
@@ -48,7 +54,11 @@ func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error
 			if p.s.cfg.SkipReadBack {
 				return p.insert(ctx, gen, b, rows, p.token(b))
 			}
-			return p.heal(ctx, gen, b, rows)
+			err := p.heal(ctx, gen, b)
+			if retry.ClassOf(err) == retry.Permanent {
+				b.refused, b.hunt = nil, nil // when it is tried again it may be mended
+			}
+			return err
 		})
 	})
 }
@@ -92,8 +102,9 @@ func (p *partition) insert(ctx context.Context, gen Generation, b *block, rows m
 	for _, t := range schema.Tables() {
 		if door := doors[t]; door != nil {
 			if err := door.Send(rows[t]); err != nil {
-				return err
+				return named(t, err)
 			}
+			p.s.metrics.rows.WithLabelValues(string(t)).Add(float64(rows[t].Len()))
 		}
 	}
 	return nil
@@ -106,10 +117,10 @@ func (p *partition) insert(ctx context.Context, gen Generation, b *block, rows m
 func (p *partition) open(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows, token string) (map[schema.Table]Insert, error) {
 	doors := map[schema.Table]Insert{}
 	for _, t := range schema.Tables() {
-		if rows[t].Len() == 0 {
+		if rows[t] == nil || rows[t].Len() == 0 {
 			continue
 		}
-		door, err := p.s.store.OpenInsert(ctx, t, p.at, token)
+		door, err := p.store.OpenInsert(ctx, t, p.at, token)
 		if err != nil {
 			closeAll(doors)
 			return nil, err
@@ -142,65 +153,105 @@ func closeAll(doors map[schema.Table]Insert) {
 // repeat; then, for rows that the token claims and the table does not have, under
 // tokens of their own. It returns nil after a round that found nothing missing.
 //
+// Where ClickHouse refuses what is in the rows of a table, a round goes into finding
+// out which ones; the next one expects them in dead_letters.
+//
 // No insert is open while it reads: that may take longer than the server waits
 // for an insert's rows.
-func (p *partition) heal(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows) error {
+func (p *partition) heal(ctx context.Context, gen Generation, b *block) error {
 	p.s.metrics.readBacks.Inc()
 	if err := p.shutDoors(ctx); err != nil {
 		return err
 	}
-	for round := 0; round <= attempts+1; round++ {
+	searches := 0
+	for round := 0; round <= attempts+1; {
+		missing, total, err := p.compare(ctx, b)
+		if err != nil {
+			return err
+		}
+		if total == 0 {
+			return nil
+		}
+		if b.hunt != nil {
+			b.hunt.keep(missing[b.hunt.table].Events)
+			if err := p.search(ctx, gen, b, b.hunt); err != nil {
+				return err
+			}
+			b.hunt = nil
+			continue
+		}
 		token := p.token(b)
 		if round > 0 {
 			token = fmt.Sprintf("%s#%d", p.freshToken(b), round)
 		}
-		missing, err := p.healRound(ctx, gen, b, rows, token)
-		if err != nil {
+		err = p.insert(ctx, gen, b, missing, token)
+		t := refusing(err)
+		switch {
+		case err == nil:
+			p.healed(b, total, round)
+			round++
+		case t == "":
 			return err
+		case searches > attempts: // once a table, and again for rows that were torn meanwhile
+			return err
+		default:
+			searches++
+			b.hunt = newHunt(t, missing[t].Events, err)
 		}
-		if missing == 0 {
-			return nil
-		}
-		kind := "unsure"
-		if round > 0 {
-			kind = "torn"
-		}
-		p.s.metrics.healed.WithLabelValues(kind).Add(float64(missing))
-		p.log.Info("rows were missing and were inserted", "first", b.first, "last", b.last, "rows", missing, "kind", kind, "round", round)
 	}
 	p.s.metrics.alarm("torn")
 	return retry.Mark(fmt.Errorf("block %d to %d: %w", b.first, b.last, errTorn), retry.Permanent)
 }
 
-func (p *partition) healRound(ctx context.Context, gen Generation, b *block, rows map[schema.Table]*schema.Rows, token string) (int, error) {
+func (p *partition) healed(b *block, rows, round int) {
+	kind := "unsure"
+	if round > 0 {
+		kind = "torn"
+	}
+	p.s.metrics.healed.WithLabelValues(kind).Add(float64(rows))
+	p.log.Info("rows were missing and were inserted", "first", b.first, "last", b.last, "rows", rows, "kind", kind, "round", round)
+}
+
+// compare reads back which rows of the block each table does not have, and how
+// many these are together. Events that an earlier owner has put into dead_letters
+// because ClickHouse refuses them are refused, not missing.
+func (p *partition) compare(ctx context.Context, b *block) (map[schema.Table]*schema.Rows, int, error) {
+	there := map[schema.Table]map[place]int{}
+	for _, t := range schema.Tables() {
+		var err error
+		if there[t], err = p.present(ctx, t, b.first, b.last); err != nil {
+			return nil, 0, err
+		}
+	}
 	missing := map[schema.Table]*schema.Rows{}
 	total := 0
+	rows := b.build()
 	for _, t := range schema.Tables() {
-		m, err := p.missing(ctx, t, b, rows[t])
+		m, err := p.missing(ctx, t, rows[t], there[t])
 		if err != nil {
-			return 0, err
+			return nil, 0, err
+		}
+		if len(m.Events) > 0 {
+			known, err := p.knownRefused(ctx, b, m.Events, there[schema.DeadLetters])
+			if err != nil {
+				return nil, 0, err
+			}
+			if known {
+				m.Events = slices.DeleteFunc(m.Events, func(r schema.EventRow) bool { return b.isRefused(&r) })
+				rows = b.build() // the tables that come after these expect it
+			}
 		}
 		missing[t] = m
 		total += m.Len()
 	}
-	if total == 0 {
-		return 0, nil
-	}
-	return total, p.insert(ctx, gen, b, missing, token)
+	return missing, total, nil
 }
 
-// place tells the rows of one partition apart.
-type place struct {
-	offset int64
-	index  uint32
-	batch  batch.ID // a log that lost its newest records has others at their offsets
-}
-
-// missing returns the rows of the block that the table does not have.
-func (p *partition) missing(ctx context.Context, t schema.Table, b *block, rows *schema.Rows) (*schema.Rows, error) {
+// present reads back which rows of the given offsets a table has.
+func (p *partition) present(ctx context.Context, t schema.Table, first, last int64) (map[place]int, error) {
 	there := map[place]int{}
 	twice := 0
-	err := p.s.store.Present(ctx, t, p.at, b.first, b.last, func(offset int64, index uint32, id batch.ID) {
+	err := p.store.Present(ctx, t, p.at, first, last, func(offset int64, index uint32, id batch.ID) {
 		k := place{offset, index, id}
 		there[k]++
 		if there[k] > 1 {
@@ -214,11 +265,17 @@ func (p *partition) missing(ctx context.Context, t schema.Table, b *block, rows 
 		// They collapse when parts merge and count once through FINAL; but no way
 		// through this code stores a row twice, so somebody should look.
 		p.s.metrics.alarm("stored_twice")
-		p.log.Error("rows are stored twice", "table", t, "rows", twice, "first", b.first, "last", b.last)
+		p.log.Error("rows are stored twice", "table", t, "rows", twice, "first", first, "last", last)
 	}
+	return there, nil
+}
+
+// missing returns the rows that the table does not have, knowing what it has at
+// their offsets.
+func (p *partition) missing(ctx context.Context, t schema.Table, rows *schema.Rows, there map[place]int) (*schema.Rows, error) {
 	out := &schema.Rows{}
 	for _, r := range rows.Events {
-		if there[place{r.Offset, r.Event.Index, r.Batch.ID}] == 0 {
+		if there[placeOf(&r)] == 0 {
 			out.Events = append(out.Events, r)
 		}
 	}
@@ -237,14 +294,15 @@ func (p *partition) missing(ctx context.Context, t schema.Table, b *block, rows 
 			out.Progress = append(out.Progress, r)
 		}
 	}
+	var err error
 	// A row that merged with a copy of itself is not missing.
 	if out.Events, err = without(out.Events, func(found func(int)) error {
-		return p.s.store.MergedEvents(ctx, t, out.Events, found)
+		return p.store.MergedEvents(ctx, t, out.Events, found)
 	}); err != nil {
 		return nil, err
 	}
 	if out.Dead, err = without(out.Dead, func(found func(int)) error {
-		return p.s.store.MergedDead(ctx, out.Dead, found)
+		return p.store.MergedDead(ctx, out.Dead, found)
 	}); err != nil {
 		return nil, err
 	}

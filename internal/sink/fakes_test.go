@@ -36,7 +36,7 @@ type commit struct {
 }
 
 func newMemoryLog(partitions int, seed uint64) *memoryLog {
-	l := &memoryLog{id: "cluster/log1", records: map[int][]batch.Delivery{}, start: map[int]int64{}, committed: map[int]commit{},
+	l := &memoryLog{id: testLog, records: map[int][]batch.Delivery{}, start: map[int]int64{}, committed: map[int]commit{},
 		random: rand.New(rand.NewPCG(seed, 0))}
 	for p := range partitions {
 		l.committed[p] = commit{offset: -1}
@@ -59,6 +59,12 @@ func (l *memoryLog) put(partition int, b *schema.Batch) {
 		Record: batch.Record{BatchID: b.ID, DedupID: b.ID, Digest: b.Digest, Project: b.Project, Collector: batch.ID{1}, Epoch: 1, Seq: 1,
 			Path: batch.Direct, ReceivedAt: time.UnixMicro(b.ReceivedAt), Value: schema.AppendRecord(nil, b, r)}}
 	l.records[partition] = append(l.records[partition], d)
+}
+
+func (l *memoryLog) generations() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.generation
 }
 
 func (l *memoryLog) Fetch(ctx context.Context, partition int, offset int64, maxBytes int, maxWait time.Duration) ([]batch.Delivery, batch.Bounds, error) {

@@ -23,6 +23,8 @@ type Metrics struct {
 	stopped      *prometheus.GaugeVec
 	alarms       *prometheus.CounterVec
 	blockRows    prometheus.Histogram
+	breaker      prometheus.Gauge
+	pieces       prometheus.Counter
 }
 
 // NewMetrics registers the sink's metrics.
@@ -53,8 +55,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help: "Things that should not happen and that a person should look at, by kind."}, []string{"kind"}),
 		blockRows: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "sluice_sink_block_rows",
 			Help: "Rows in a block, all tables.", Buckets: prometheus.ExponentialBuckets(1, 4, 11)}),
+		pieces: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_sink_pieces_total",
+			Help: "Inserts of parts of a block, made to find the events in it that ClickHouse refuses."}),
 	}
-	r.MustRegister(m.rows, m.insertTime, m.insertErrors, m.readBacks, m.healed, m.duplicates, m.conflicts, m.dead, m.lag, m.stopped, m.alarms, m.blockRows)
+	states := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "sluice_breaker_state",
+		Help: "Circuit breaker: 0 closed, 1 half-open, 2 open; while it is open nothing is read from Kafka."}, []string{"target"})
+	m.breaker = states.WithLabelValues("clickhouse")
+	r.MustRegister(states, m.pieces, m.rows, m.insertTime, m.insertErrors, m.readBacks, m.healed, m.duplicates, m.conflicts, m.dead, m.lag, m.stopped, m.alarms, m.blockRows)
 	return m
 }
 
@@ -79,8 +86,7 @@ func (m *Metrics) alarm(kind string) { m.alarms.WithLabelValues(kind).Inc() }
 func (m *Metrics) inserted(rows map[schema.Table]*schema.Rows, took time.Duration) {
 	m.insertTime.Observe(took.Seconds())
 	total := 0
-	for t, r := range rows {
-		m.rows.WithLabelValues(string(t)).Add(float64(r.Len()))
+	for _, r := range rows {
 		total += r.Len()
 	}
 	m.blockRows.Observe(float64(total))
@@ -93,13 +99,16 @@ func deadReason(reason string) string {
 	case schema.CodeMissingField, schema.CodeInvalidType, schema.CodeInvalidKind, schema.CodeInvalidTime,
 		schema.CodeInvalidString, schema.CodeInvalidNumber, schema.CodeDuplicateField, schema.CodeMisspelledField,
 		schema.CodeTooLong, schema.CodeTooLarge, schema.CodeTooMany, schema.CodeMalformed, schema.CodeUnmappable,
-		"undecodable", "key_reused":
+		reasonUndecodable, reasonRefused, "key_reused":
 		return reason
 	}
 	return "other"
 }
 
 func (m *Metrics) delivered(b *block) {
+	if n := len(b.refused); n > 0 {
+		m.dead.WithLabelValues(reasonRefused).Add(float64(n))
+	}
 	for i := range b.items {
 		it := &b.items[i]
 		switch it.outcome {
@@ -109,7 +118,7 @@ func (m *Metrics) delivered(b *block) {
 			m.conflicts.Inc()
 			m.dead.WithLabelValues("key_reused").Add(float64(len(it.batch.Events)))
 		case schema.Dead:
-			m.dead.WithLabelValues("undecodable").Inc()
+			m.dead.WithLabelValues(reasonUndecodable).Inc()
 		case schema.Stored:
 			for j := range it.batch.Rejected {
 				m.dead.WithLabelValues(deadReason(string(it.batch.Rejected[j].Code))).Inc()

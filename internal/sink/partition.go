@@ -26,12 +26,15 @@ const (
 
 // partition drains one partition for one generation. Owned by one goroutine.
 type partition struct {
-	s    *Sink
-	at   schema.Position // Offset is not used
-	log  *slog.Logger
-	seen *remembered
-	rate rate
-	own  string // in the tokens of this loop, and of no other
+	s      *Sink
+	store  guard
+	at     schema.Position // Offset is not used
+	log    *slog.Logger
+	seen   *remembered
+	rate   rate
+	own    string // in the tokens of this loop, and of no other
+	pieces int    // how many tokens were made for parts of blocks
+	state  Status // as shown last
 
 	next    int64  // the offset to go on from
 	horizon int64  // up to here rows may be there already: verify, then insert what is missing
@@ -41,10 +44,13 @@ type partition struct {
 	filling *batch.Accumulator[item]
 	spare   []item // fetched and decoded, for the next block
 	held    int64  // bytes charged to the budget for what is fetched and not delivered
+
+	// Events of the last blocks that ClickHouse refused, as long as it took none.
+	refusedInRow int
 }
 
 func newPartition(s *Sink, id, remember int) *partition {
-	return &partition{
+	p := &partition{
 		s:    s,
 		at:   schema.Position{Topic: s.cfg.Topic, Partition: id},
 		log:  s.log.With("partition", id),
@@ -54,6 +60,12 @@ func newPartition(s *Sink, id, remember int) *partition {
 		// others, and for the columns a block is laid out in when it is written.
 		filling: batch.NewAccumulator[item](batch.Bound{Count: s.cfg.FlushRows, Bytes: s.cfg.FlushBytes / 2}),
 	}
+	p.store = s.guarded(func() (over func()) {
+		before := p.state
+		p.status("waiting", "ClickHouse does not answer")
+		return func() { p.status(before.State, before.Detail) }
+	})
+	return p
 }
 
 // run drains the partition until ctx ends or its ownership is in doubt.
@@ -88,12 +100,16 @@ func (p *partition) run(ctx context.Context, gen Generation) error {
 		if err := p.deliver(ctx, gen, b); err != nil {
 			return err
 		}
+		if err := p.forward(ctx, b); err != nil {
+			return err
+		}
 		// A crash before this commit: the next owner finds the intent, reads back
 		// that every row is there, and commits. After it: the block is done.
 		if err := gen.Commit(ctx, p.at.Partition, b.last+1, intent{Log: p.at.Log}.String()); err != nil {
 			return fmt.Errorf("commit offset %d: %w", b.last+1, err)
 		}
 		p.remember(b)
+		p.count(b)
 		p.next = b.last + 1
 		p.release(b.bytes)
 		p.s.metrics.delivered(b)
@@ -163,7 +179,7 @@ func (p *partition) findHorizon(ctx context.Context) error {
 		if err := p.shutDoors(ctx); err != nil {
 			return err
 		}
-		highest, err := p.s.store.Highest(ctx, p.at, p.next)
+		highest, err := p.store.Highest(ctx, p.at, p.next)
 		if err != nil {
 			return err
 		}
@@ -196,7 +212,7 @@ func (p *partition) findHorizon(ctx context.Context) error {
 // then is it certain that what is read back stays true.
 func (p *partition) shutDoors(ctx context.Context) error {
 	for _, t := range schema.Tables() {
-		door, err := p.s.store.OpenInsert(ctx, t, p.at, p.at.Log)
+		door, err := p.store.OpenInsert(ctx, t, p.at, p.at.Log)
 		if err != nil {
 			return err
 		}
@@ -230,7 +246,7 @@ func (p *partition) sameLog(ctx context.Context) error {
 // is the log's very first offset, so that records which retention has deleted
 // unread raise the alarm instead of being passed over.
 func (p *partition) startWithoutCommit(ctx context.Context) error {
-	through, err := p.s.store.Through(ctx, p.at)
+	through, err := p.store.Through(ctx, p.at)
 	p.next = through + 1
 	return err
 }
@@ -270,19 +286,20 @@ func (p *partition) stop(ctx context.Context, gen Generation, gap *gapError) err
 		"offset", p.next, "resume_at", gap.resumeAt)
 	at := p.at
 	at.Offset = p.next
+	store := p.s.guarded(nil) // it stays stopped, also while ClickHouse is away
 	recorded := false
 	for {
 		if !recorded {
 			// What a person decides counts from here on: a decision about an earlier
 			// stop at this place does not.
-			err := p.s.store.RecordStop(ctx, at, gap.reason, gap.detail, gap.resumeAt)
+			err := store.RecordStop(ctx, at, gap.reason, gap.detail, gap.resumeAt)
 			if err != nil && ctx.Err() == nil {
 				p.log.Warn("the stop cannot be written down yet", "error", err)
 			}
 			recorded = err == nil
 		}
 		if recorded {
-			resumeAt, ok, err := p.s.store.Resumed(ctx, at)
+			resumeAt, ok, err := store.Resumed(ctx, at)
 			if err == nil && ok {
 				return p.resume(ctx, gen, resumeAt)
 			}
@@ -352,6 +369,10 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 // while holding some, and what is at hand is delivered before an error stops the
 // partition (the error comes again).
 func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator[item]) (bool, error) {
+	// What is held stays held through an outage, and nothing is added to it.
+	if err := p.store.ready(ctx); err != nil {
+		return false, err
+	}
 	size := fetchBytes
 	if from >= p.end {
 		size = tipBytes
@@ -365,6 +386,7 @@ func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator
 		if err := p.s.budget.wait(ctx, charge); err != nil {
 			return false, err
 		}
+		p.status("running", "")
 	}
 	p.held += charge
 	wait := fetchWait
@@ -437,5 +459,6 @@ func (p *partition) fetch(ctx context.Context, offset int64, size int, wait time
 }
 
 func (p *partition) status(state, detail string) {
-	p.s.setStatus(Status{Partition: p.at.Partition, State: state, Next: p.next, Lag: max(0, p.end-p.next), Detail: detail})
+	p.state = Status{Partition: p.at.Partition, State: state, Next: p.next, Lag: max(0, p.end-p.next), Detail: detail}
+	p.s.setStatus(p.state)
 }

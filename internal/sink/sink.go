@@ -62,7 +62,9 @@ type Insert interface {
 
 // Store is ClickHouse as the sink needs it. Safe for concurrent use. Every
 // insert is durable when Send returns nil, and is one block: all of it or none
-// of it is stored, except when the server dies between the two.
+// of it is stored, except when the server dies between the two. An error of Send
+// with a method Content() says that ClickHouse refused the rows for what is in
+// them, and would refuse the same rows again.
 type Store interface {
 	// OpenInsert opens a table for one partition and cancels whoever had it open
 	// before: when it returns nil, what the other one sent is stored or never
@@ -92,6 +94,16 @@ type Store interface {
 	// returns where a person let it go on, if one did since.
 	RecordStop(ctx context.Context, at schema.Position, reason, detail string, resumeAt int64) error
 	Resumed(ctx context.Context, at schema.Position) (resumeAt int64, ok bool, err error)
+	// Ping returns nil when ClickHouse answers.
+	Ping(ctx context.Context) error
+}
+
+// DeadLetters takes what could not be stored, beside the table of that name, for
+// consumers of their own. Safe for concurrent use.
+type DeadLetters interface {
+	// Write is durable when it returns nil. The same letter may be written more than
+	// once: its key is the same then.
+	Write(ctx context.Context, key, value []byte, headers map[string]string) error
 }
 
 // Config are the sink's settings.
@@ -104,6 +116,15 @@ type Config struct {
 	DedupWindow      time.Duration
 	Flushes          int // inserts at once; default 2
 	Remembered       int // batches kept in memory by the process; default 250,000
+
+	// Dead gets the dead letters of stage "sink" before their offset is committed;
+	// nil: they go to the table only.
+	Dead DeadLetters
+	// Companion runs beside the partition loops in the one process of the group
+	// that has partition 0, until its context ends with the generation; nil: nothing
+	// does. Should it return earlier it is not started again before the next
+	// generation.
+	Companion func(ctx context.Context)
 
 	// SkipIntent and SkipReadBack break the delivery protocol on purpose. The
 	// fault tests use them to show that they would notice.
@@ -118,6 +139,7 @@ type Sink struct {
 	log     *slog.Logger
 	metrics *Metrics
 	budget  *budget
+	breaker *breaker
 	flushes chan struct{}
 	now     func() time.Time
 
@@ -147,6 +169,7 @@ func New(cfg Config, source Source, store Store, log *slog.Logger, m *Metrics) *
 	return &Sink{
 		cfg: cfg, source: source, store: store, log: log, metrics: m,
 		budget:  newBudget(cfg.FlushBytes),
+		breaker: newBreaker(log, m),
 		flushes: make(chan struct{}, cfg.Flushes),
 		now:     time.Now,
 		status:  map[int]Status{},
@@ -156,6 +179,9 @@ func New(cfg Config, source Source, store Store, log *slog.Logger, m *Metrics) *
 // Run takes part in the group until ctx ends; then it returns nil. Errors of
 // the group are waited out: Kafka keeps what is not drained.
 func (s *Sink) Run(ctx context.Context, group Group) error {
+	var prober sync.WaitGroup
+	prober.Go(func() { s.breaker.probe(ctx, s.store.Ping) })
+	defer prober.Wait()
 	for {
 		gen, err := group.Next(ctx)
 		if ctx.Err() != nil {
@@ -189,6 +215,14 @@ func (s *Sink) begin(gen Generation) {
 		return
 	}
 	gen.Start(s.watchParts)
+	gen.Start(s.watchLag)
+	if s.cfg.Companion != nil && slices.Contains(partitions, 0) {
+		gen.Start(func(ctx context.Context) {
+			s.cfg.Companion(ctx)
+			// Were this to return now, the generation would end for every partition.
+			<-ctx.Done()
+		})
+	}
 	for _, id := range partitions {
 		p := newPartition(s, id, max(1, s.cfg.Remembered/len(partitions)))
 		gen.Start(func(ctx context.Context) {
@@ -207,14 +241,38 @@ func (s *Sink) begin(gen Generation) {
 
 // watchParts keeps an eye on how far ClickHouse is behind with merging.
 func (s *Sink) watchParts(ctx context.Context) {
+	store := s.guarded(nil)
 	for {
-		if n, err := s.store.Parts(ctx); err == nil {
+		if n, err := store.Parts(ctx); err == nil {
 			s.mu.Lock()
 			s.parts = n
 			s.mu.Unlock()
 		}
 		if !retry.Sleep(ctx, 10*time.Second) {
 			return
+		}
+	}
+}
+
+// watchLag asks how far the logs of partitions go on that wait or are stopped: they
+// read nothing, and it would not show how much is late.
+func (s *Sink) watchLag(ctx context.Context) {
+	for retry.Sleep(ctx, 10*time.Second) {
+		for _, st := range s.Status() {
+			if st.State == "running" {
+				continue
+			}
+			bounds, err := s.source.Bounds(ctx, st.Partition)
+			if err != nil {
+				continue // the partition's loop says what is wrong
+			}
+			s.mu.Lock()
+			if now := s.status[st.Partition]; now.State == st.State && now.Next == st.Next {
+				now.Lag = max(0, bounds.End-st.Next)
+				s.status[st.Partition] = now
+				s.metrics.partition(now)
+			}
+			s.mu.Unlock()
 		}
 	}
 }

@@ -41,7 +41,11 @@ func (s storeAdapter) OpenInsert(ctx context.Context, t schema.Table, at schema.
 }
 
 func newBench(t *testing.T, partitions int) *bench {
-	cfg := clickhouse.Config{DSN: teststack.DSN(t), InsertTimeout: 20 * time.Second}
+	return newBenchOn(t, teststack.DSN(t), partitions)
+}
+
+func newBenchOn(t *testing.T, dsn string, partitions int) *bench {
+	cfg := clickhouse.Config{DSN: dsn, InsertTimeout: 20 * time.Second}
 	require.NoError(t, clickhouse.Migrate(t.Context(), cfg, 720*time.Hour))
 	store, err := clickhouse.Open(cfg)
 	require.NoError(t, err)
