@@ -20,6 +20,7 @@ import (
 	"sluice/internal/kafka"
 	"sluice/internal/sink"
 	"sluice/internal/telemetry"
+	"sluice/internal/watermark"
 	"sluice/pkg/retry"
 	"sluice/pkg/schema"
 )
@@ -32,7 +33,7 @@ var errStarting = errors.New("waiting for ClickHouse and Kafka to prepare the ta
 //	settings ─► kafka.Source ─┐
 //	           kafka.Group  ──┼─► sink.Sink ─► clickhouse.Client
 //	           migrations ────┘
-//	admin server beside it
+//	admin server beside it; in the sink that has partition 0, watermark.Copier too
 //
 // It returns nil when ctx ends and everything has stopped in order: the
 // partition loops first, so that what they hold is committed or dropped while
@@ -72,6 +73,9 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 		return fmt.Errorf("SLUICE_ADMIN_LISTEN %s: %w", cfg.AdminListen, err)
 	}
 
+	copier := watermark.New(watermark.Config{Topic: cfg.Topics.Ledger()},
+		ledgerTopic{client.NewLedger(cfg.Topics.Prefix), client.NewSource(cfg.Topics.Ledger())},
+		ledgerTables{store}, log, watermark.NewMetrics(metrics))
 	skip := skipped(environ, log)
 	s := sink.New(sink.Config{
 		Topic:            cfg.Topics.Batches(),
@@ -80,6 +84,8 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 		FlushInterval:    cfg.FlushInterval,
 		FlushIntervalMax: cfg.FlushIntervalMax,
 		DedupWindow:      cfg.ClickHouse.DedupWindow,
+		Dead:             client.NewDead(cfg.Topics.Prefix),
+		Companion:        copier.Run,
 		SkipIntent:       skip.intent,
 		SkipReadBack:     skip.readBack,
 	}, source{client.NewSource(cfg.Topics.Batches()), client, cfg.Topics.Prefix}, tables{store}, log, sink.NewMetrics(metrics))
