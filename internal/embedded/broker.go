@@ -11,15 +11,20 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // BrokerConfig says where a broker keeps its data and listens.
 type BrokerConfig struct {
-	Dir    string    // made if it has to be
-	Listen Endpoint  // what the broker tells its clients, too
-	Log    io.Writer // warnings and errors, a line each; nil: none
+	Dir    string   // made if it has to be
+	Listen Endpoint // what the broker tells its clients, too, unless Advertised is set
+	// Advertised is the host:port that clients are told to dial: something in front
+	// of the broker. Empty: Listen.
+	Advertised string
+	Log        io.Writer // warnings and errors, a line each; nil: none
 }
 
 // Broker is a Kafka broker of one node inside this process. It speaks the real
@@ -57,15 +62,32 @@ func StartBroker(ctx context.Context, cfg BrokerConfig) (*Broker, error) {
 		// The id of the first start is kept with the data, and goes before this one.
 		kfake.ClusterID(base64.RawURLEncoding.EncodeToString(id)),
 		kfake.BrokerConfigs(map[string]string{"default.replication.factor": "1"}),
+		kfake.GroupMinSessionTimeout(time.Second), // as ApacheKafka's: a dead member may be noticed early
 		kfake.WithLogger(log),
 		// What is listened on is what clients are told, so the library's own choice
 		// of address is ignored.
-		kfake.ListenFn(func(string, string) (net.Listener, error) { return listen(cfg.Listen) }),
+		kfake.ListenFn(func(string, string) (net.Listener, error) { return cfg.listen() }),
 	)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start broker on %s: %w", cfg.Dir, err), lock.Close())
 	}
+	cluster.ControlKey(int16(kmsg.Produce), stampRecords)
 	return &Broker{addr: cfg.Listen.Addr, cluster: cluster, lock: lock, log: log}, nil
+}
+
+// listen listens for the library, which tells clients the address of its listener.
+func (c BrokerConfig) listen() (net.Listener, error) {
+	l, err := listen(c.Listen)
+	if err != nil {
+		return nil, err
+	}
+	addr := l.Addr()
+	if c.Advertised != "" {
+		if addr, err = net.ResolveTCPAddr("tcp", c.Advertised); err != nil {
+			return nil, errors.Join(fmt.Errorf("advertised address %q: %w", c.Advertised, err), l.Close())
+		}
+	}
+	return stampingListener{l, addr}, nil
 }
 
 // Addr is the host:port it listens on.

@@ -24,10 +24,18 @@ type KafkaConfig struct {
 	Dir         string            // made if it has to be
 	Listen      Endpoint          // what it tells its clients, too
 	Controller  Endpoint          // used by itself only
+	Listeners   []Listener        // more addresses to listen on
 	InstallDir  string            // where its jars are installed; see EnsureKafka
 	Properties  map[string]string // broker settings, before this package's own
 	JavaOptions []string          // after -Xmx512m, so -Xmx here wins
 	Progress    io.Writer         // told about an installation that takes long; nil: nobody
+}
+
+// Listener is one more address of a server, for clients who reach it by way of
+// another: Kafka's clients dial what it tells them, which then must be that other.
+type Listener struct {
+	Endpoint
+	Advertised string // host:port told to the clients that came by this one; empty: its own
 }
 
 // ApacheKafka is a real Kafka broker of one node (KRaft) in a child process, for
@@ -40,6 +48,9 @@ type ApacheKafka struct {
 // Addr is the host:port it listens on.
 func (k *ApacheKafka) Addr() string { return k.addr }
 
+// Version is Kafka's.
+func (k *ApacheKafka) Version() string { return kafkaVersion }
+
 // StartApacheKafka starts Kafka on what is in cfg.Dir, installing it first if it
 // has to, and returns when it serves metadata. It returns ErrPortTaken when another
 // process listens on one of its addresses and ErrInUse when one has its directory.
@@ -49,7 +60,8 @@ func StartApacheKafka(ctx context.Context, cfg KafkaConfig) (*ApacheKafka, error
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	cfg.Dir = dir
-	if err := reserve(ctx, cfg.Dir, &cfg.Listen, &cfg.Controller); err != nil {
+	cfg.Listeners = slices.Clone(cfg.Listeners)
+	if err := reserve(ctx, cfg.Dir, cfg.endpoints()...); err != nil {
 		return nil, err
 	}
 	java, err := findJava(ctx)
@@ -68,6 +80,14 @@ func StartApacheKafka(ctx context.Context, cfg KafkaConfig) (*ApacheKafka, error
 	return k, nil
 }
 
+func (c *KafkaConfig) endpoints() []*Endpoint {
+	all := []*Endpoint{&c.Listen, &c.Controller}
+	for i := range c.Listeners {
+		all = append(all, &c.Listeners[i].Endpoint)
+	}
+	return all
+}
+
 func launchKafka(ctx context.Context, cfg KafkaConfig, java, jars string) (*process, error) {
 	// Waits for a process that was killed just now and is not quite gone.
 	lock, err := lockData(ctx, cfg.Dir)
@@ -75,8 +95,8 @@ func launchKafka(ctx context.Context, cfg KafkaConfig, java, jars string) (*proc
 		return nil, err
 	}
 	defer lock.Close() // the child has its own
-	for _, e := range []Endpoint{cfg.Listen, cfg.Controller} {
-		if err := CheckPort(e); err != nil {
+	for _, e := range cfg.endpoints() {
+		if err := CheckPort(*e); err != nil {
 			return nil, err
 		}
 	}
@@ -173,6 +193,16 @@ func kafkaProperties(cfg KafkaConfig) []byte {
 		"log.cleaner.dedupe.buffer.size": "16777216",
 		"num.network.threads":            "2",
 		"num.io.threads":                 "4",
+	}
+	for i, l := range cfg.Listeners {
+		name := fmt.Sprintf("VIA%d", i)
+		advertised := l.Advertised
+		if advertised == "" {
+			advertised = l.Addr
+		}
+		p["listeners"] += "," + name + "://" + l.Addr
+		p["advertised.listeners"] += "," + name + "://" + advertised
+		p["listener.security.protocol.map"] += "," + name + ":PLAINTEXT"
 	}
 	maps.Copy(p, cfg.Properties)
 	var b strings.Builder

@@ -63,4 +63,29 @@ func TestKafkaProperties(t *testing.T) {
 	assert.Contains(t, p, "\nnum.io.threads=9\n")
 	assert.Contains(t, p, "\nx=a\\\\b\n")
 	assert.Contains(t, p, "\nauto.create.topics.enable=false\n")
+
+	p = "\n" + string(kafkaProperties(KafkaConfig{
+		Listen:     Endpoint{Addr: "127.0.0.1:1"},
+		Controller: Endpoint{Addr: "127.0.0.1:2"},
+		Listeners:  []Listener{{Endpoint: Endpoint{Addr: "127.0.0.1:3"}, Advertised: "127.0.0.1:4"}, {Endpoint: Endpoint{Addr: "127.0.0.1:5"}}},
+	}))
+	assert.Contains(t, p, "\nlisteners=PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2,VIA0://127.0.0.1:3,VIA1://127.0.0.1:5\n")
+	assert.Contains(t, p, "\nadvertised.listeners=PLAINTEXT://127.0.0.1:1,CONTROLLER://127.0.0.1:2,VIA0://127.0.0.1:4,VIA1://127.0.0.1:5\n")
+	assert.Contains(t, p, "\nlistener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,VIA0:PLAINTEXT,VIA1:PLAINTEXT\n")
+}
+
+// Whoever comes by a listener is told its advertised address.
+func TestKafkaListeners(t *testing.T) {
+	inner, err := FreeAddr()
+	require.NoError(t, err)
+	k, err := StartApacheKafka(t.Context(), KafkaConfig{Dir: t.TempDir(),
+		Listeners: []Listener{{Endpoint: Endpoint{Addr: inner}, Advertised: "127.0.0.1:1234"}}})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, k.Kill()) })
+	assert.Equal(t, kafkaVersion, k.Version())
+	for addr, want := range map[string]string{inner: "127.0.0.1:1234", k.Addr(): k.Addr()} {
+		m := metadata(t, client(t, addr))
+		require.Len(t, m.Brokers, 1)
+		assert.Equal(t, want, net.JoinHostPort(m.Brokers[0].Host, strconv.Itoa(int(m.Brokers[0].Port))), addr)
+	}
 }
