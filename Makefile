@@ -20,7 +20,7 @@ STATICCHECK = go tool -modfile=tools/go.mod staticcheck
 # SDKs that tests run, each locked in a folder of its own.
 SDKS := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard test/*/package-lock.json test/*/*/package-lock.json))
 
-.PHONY: help build run test install lint fuzz clean
+.PHONY: help build run prove test install lint fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,13 @@ build: ## build bin/collector, bin/sink and bin/sluice, without cgo
 
 run: build ## start everything on this machine, send examples/, print the rows, stay up
 	bin/sluice up --examples examples
+
+# The services that can be told to fail (build tag faults) lie beside the others:
+# bin/sluice prove finds them there. PROVEFLAGS='--duration 10m --seed 7' and so on.
+PROVEFLAGS ?=
+prove: build install ## kill, pause and cut everything for a while, then count: nothing lost, nothing twice
+	CGO_ENABLED=0 go build -trimpath -tags faults -o bin/faults/ ./cmd/collector ./cmd/sink
+	bin/sluice prove $(PROVEFLAGS)
 
 install: ## install what the tests need: the ClickHouse engine (npm) and Apache Kafka (Maven)
 	go run ./internal/embedded/install

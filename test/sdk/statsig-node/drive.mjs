@@ -1,11 +1,12 @@
 // Drives the published Statsig Node SDK against a collector, and prints as JSON
 // lines what it made the SDK log, for a test to look for in ClickHouse.
 //
-//   node drive.mjs COLLECTOR_URL SDK_KEY RUN_ID [USERS]
+//   node drive.mjs COLLECTOR_URL SDK_KEY RUN_ID [USERS] [PAUSE_MS]
 //
 // COLLECTOR_URL without a path (http://127.0.0.1:8080); SDK_KEY is the write key
 // and must start with "secret-" (the SDK insists); RUN_ID goes into every name,
-// letters, digits, _ and -; USERS defaults to 20.
+// letters, digits, _ and -; USERS defaults to 20. With PAUSE_MS there is a pause after
+// each user, and the SDK sends what it has every 300 ms instead of all at the end.
 //
 // Lines on standard output:
 //   {"type":"exposure","of":"gate"|"config"|"layer","experiment","variant","rule","unit_type","unit_id",
@@ -33,9 +34,9 @@ const statsig = statsigModule.default ?? statsigModule;
 const version = createRequire(import.meta.url)('statsig-node/package.json').version;
 const print = (line) => process.stdout.write(JSON.stringify(line) + '\n');
 
-const [url, key, run, users = '20'] = process.argv.slice(2);
-if (!url || !key?.startsWith('secret-') || !/^[\w-]+$/.test(run ?? '') || !/^[1-9]\d{0,3}$/.test(users)) {
-  process.stderr.write('usage: node drive.mjs COLLECTOR_URL secret-KEY RUN_ID [USERS]\n');
+const [url, key, run, users = '20', pause = '0'] = process.argv.slice(2);
+if (!url || !key?.startsWith('secret-') || !/^[\w-]+$/.test(run ?? '') || !/^[1-9]\d{0,3}$/.test(users) || !/^\d{1,5}$/.test(pause)) {
+  process.stderr.write('usage: node drive.mjs COLLECTOR_URL secret-KEY RUN_ID [USERS] [PAUSE_MS]\n');
   process.exit(2);
 }
 
@@ -65,7 +66,7 @@ await statsig.initialize(key, {
   initStrategyForIDLists: 'none',
   initStrategyForIP3Country: 'none',
   environment: { tier: 'production' },
-  loggingIntervalMs: 3_600_000, // one batch, when flush is called
+  loggingIntervalMs: pause === '0' ? 3_600_000 : 300, // without a pause: one batch, when flush is called
   postLogsRetryLimit: RETRIES,
   postLogsRetryBackoff: RETRY_MS,
 });
@@ -116,6 +117,7 @@ for (let i = 0; i < Number(users); i++) {
     statsig.logEvent(user, n.event, value, { sku });
     return { value, attributes: { sku } };
   });
+  if (pause !== '0') await new Promise((done) => setTimeout(done, Number(pause)));
 }
 
 // Known by another id only, with a value that is text.
