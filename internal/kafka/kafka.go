@@ -167,6 +167,7 @@ func (c *Client) open(topics []string) *kafkago.Client {
 	t := &kafkago.Transport{
 		Dial:           c.conns.dial,
 		DialTimeout:    dialTimeout,
+		IdleTimeout:    idleTimeout,
 		MetadataTTL:    metadataAge,
 		MetadataTopics: topics,
 		ClientID:       c.cfg.ClientID,
@@ -181,6 +182,12 @@ func (c *Client) open(topics []string) *kafkago.Client {
 	// leaves more; without it they are told 500 ms.
 	return &kafkago.Client{Addr: c.addr, Timeout: callTimeout, Transport: t}
 }
+
+// idleTimeout is how long a connection that nobody uses is kept: less than a broker
+// is left alone after it failed (5 s), so that the one request that finds out
+// whether it is back does not meet a connection that died with it. The library
+// keeps them for 30 s, and so did outages last longer by up to that.
+const idleTimeout = 3 * time.Second
 
 // release closes what open opened, where that is not for the Client's lifetime.
 func (c *Client) release(k *kafkago.Client) {

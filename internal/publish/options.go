@@ -26,7 +26,9 @@ type Producer interface {
 	// the error has a method Refused() []int: then none was written, because of the
 	// records themselves; the indices at fault are listed where they are known. An
 	// error with a method Moved() comes from a broker that is well and does not lead
-	// the partition any more.
+	// the partition any more. After a rest (Options.OpenFor) it does not fail for a
+	// connection that broke before it: one request may be all that finds out whether
+	// a broker is back.
 	Produce(ctx context.Context, partition int, records []batch.Record) (base int64, at time.Time, err error)
 	// Probe asks a broker, not a cache, whether the topic can be written to. What it
 	// saw of the leaders is what Leaders returns from then on.
