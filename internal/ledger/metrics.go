@@ -12,7 +12,7 @@ type metrics struct {
 }
 
 func newMetrics(r prometheus.Registerer, l *Ledger) (*metrics, error) {
-	records := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_ledger_records_total",
+	records := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_ledger_reports_total",
 		Help: "Ledger records, by outcome: written, failed (the next one says more)."}, []string{"outcome"})
 	m := &metrics{written: records.WithLabelValues("written"), failed: records.WithLabelValues("failed")}
 	locked := func(read func() float64) func() float64 {

@@ -256,11 +256,11 @@ func TestKafkaFails(t *testing.T) {
 		pass(t, 2*time.Minute)
 		assert.Equal(t, int32(1), most.Load())
 		assert.NoError(t, promtest.GatherAndCompare(reg, strings.NewReader(`
-# HELP sluice_ledger_records_total Ledger records, by outcome: written, failed (the next one says more).
-# TYPE sluice_ledger_records_total counter
-sluice_ledger_records_total{outcome="failed"} 7
-sluice_ledger_records_total{outcome="written"} `+count(d.log, -1)+`
-`), "sluice_ledger_records_total"))
+# HELP sluice_ledger_reports_total Ledger records, by outcome: written, failed (the next one says more).
+# TYPE sluice_ledger_reports_total counter
+sluice_ledger_reports_total{outcome="failed"} 7
+sluice_ledger_reports_total{outcome="written"} `+count(d.log, -1)+`
+`), "sluice_ledger_reports_total"))
 		assert.Equal(t, 1, strings.Count(d.out.String(), "level=WARN"), "one warning an outage")
 		assert.True(t, s.ReceivedAt.Equal(until(d.log.last(t))))
 		l.Spooled(numbered(s))
