@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -57,6 +58,7 @@ type Ledger struct {
 	collector batch.ID
 	epoch     uint64
 	now       func() time.Time
+	heard     atomic.Pointer[brokerTime] // nil: Kafka has not answered yet
 	interval  time.Duration
 	patience  time.Duration // for the last records
 	registry  prometheus.Registerer
@@ -197,7 +199,7 @@ func (l *Ledger) Ready() error {
 // be published then. To ask Ready first is not enough, since it may change.
 func (l *Ledger) Accept(n int) batch.Stamp {
 	n = max(n, 1)
-	now := l.now().UnixMicro()
+	now := l.clock()
 	l.mu.Lock()
 	if !l.taking || !l.window.fits(n) {
 		l.mu.Unlock()
@@ -268,6 +270,24 @@ func (l *Ledger) raise(partition int, offset int64) {
 	l.offsets[partition] = max(l.offsets[partition], offset)
 }
 
+// brokerTime is what the brokers' clock showed when a record was appended, and when
+// this process heard of it.
+type brokerTime struct{ at, heard time.Time }
+
+// clock is the receive clock, in microseconds since the Unix epoch, before it is
+// kept from going back: the machine's, but never ahead of the brokers', as last
+// heard of. The watermark is bounded by when a broker appended a record: a batch
+// that waits in the spool under a time in the future would not hold it back. A
+// clock that is behind does no harm, so the one that is earlier counts; what passed
+// since is measured, not read from a clock that may be set.
+func (l *Ledger) clock() int64 {
+	now := l.now().UnixMicro()
+	if b := l.heard.Load(); b != nil {
+		now = min(now, b.at.Add(time.Since(b.heard)).UnixMicro())
+	}
+	return now
+}
+
 // keep renews the bound until Close.
 func (l *Ledger) keep() {
 	defer close(l.done)
@@ -304,7 +324,7 @@ func (l *Ledger) ahead() time.Duration {
 // extend reserves the time ahead, and changes the state in the same write.
 func (l *Ledger) extend(change func(*state)) error {
 	l.mu.Lock()
-	bound := max(l.last, l.now().UnixMicro()) + reserve.Microseconds()
+	bound := max(l.last, l.clock()) + reserve.Microseconds()
 	l.mu.Unlock()
 	// A crash before this is on disk: the old bound holds, and every stamp so far is
 	// below it, also where the clock has leapt ahead meanwhile. After it: the new one

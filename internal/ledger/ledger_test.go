@@ -67,6 +67,7 @@ func textLog(to io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(to
 func begin(t testing.TB, l *Ledger) {
 	if l.Ready() != nil {
 		require.NoError(t, l.report(t.Context(), &topic{now: func() time.Time { return time.Time{} }}, &disk{}, batch.LedgerOpen))
+		l.heard.Store(nil) // the machine's clock alone, from here on
 	}
 	require.NoError(t, l.Ready())
 }
@@ -165,6 +166,30 @@ func TestRestartAfterACrash(t *testing.T) {
 		got := again.Accept(1).ReceivedAt
 		assert.False(t, got.Before(last), "%s is before %s", got, last)
 		assert.LessOrEqual(t, got.Sub(last), reserve+renew, "and not far ahead")
+	})
+}
+
+// A clock that is ahead of the brokers' does not put receive times ahead, also not
+// when it is set while Kafka is away: time goes on as it is measured.
+func TestClockAheadOfTheBrokers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ahead := 15 * time.Second
+		l, err := Open("", nil, WithClock(func() time.Time { return time.Now().Add(ahead) }))
+		require.NoError(t, err)
+		require.NoError(t, l.report(t.Context(), &topic{now: time.Now}, &disk{}, batch.LedgerOpen))
+		retry.Sleep(t.Context(), ahead) // that record still had the wrong time
+		for range 3 {
+			assert.WithinDuration(t, time.Now(), l.Accept(1).ReceivedAt, 0)
+			retry.Sleep(t.Context(), time.Minute)
+			ahead += time.Hour
+		}
+		ahead = -time.Minute
+		last := l.Accept(1).ReceivedAt
+		assert.WithinDuration(t, time.Now().Add(-time.Minute), last, 0, "one that is behind counts")
+		retry.Sleep(t.Context(), time.Second)
+		ahead = 0
+		assert.WithinDuration(t, time.Now(), l.Accept(1).ReceivedAt, 0)
+		require.NoError(t, l.Close())
 	})
 }
 

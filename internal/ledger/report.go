@@ -147,6 +147,7 @@ func (l *Ledger) report(ctx context.Context, log Log, spool Spool, kind batch.Le
 		return fmt.Errorf("%s record: %w", kind, err)
 	}
 	l.metrics.written.Inc()
+	l.heard.Store(&brokerTime{at: at, heard: time.Now()})
 	if kind == batch.LedgerOpen {
 		l.opened(at)
 	}
@@ -189,7 +190,7 @@ func (l *Ledger) write(ctx context.Context, log Log, spool Spool, kind batch.Led
 // settled, so that the settled numbers not in Kafka are never more than those
 // pending.
 func (l *Ledger) snapshot(spool Spool) batch.LedgerRecord {
-	now := l.now().UnixMicro()
+	now := l.clock()
 	l.mu.Lock() // (1)
 	// Later than every record before it, of earlier starts too: one that turns up in
 	// the log late, because its request was given up, is known by that.

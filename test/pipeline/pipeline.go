@@ -95,12 +95,25 @@ type Service struct {
 	*embedded.Program
 	Admin string // host:port
 	URL   string // of a collector
+	ready string // what is asked until it answers, after each start
 }
 
-// Collector starts a collector that lets anybody in, or what env says.
+// Collector starts a collector that lets anybody in, or what env says, and waits
+// until it is ready.
 func (p *Pipeline) Collector(env ...string) *Service {
 	p.t.Helper()
-	s := &Service{Admin: freeAddr(p.t)}
+	return p.collector("/readyz", env)
+}
+
+// StartCollector starts a collector and waits only until it listens.
+func (p *Pipeline) StartCollector(env ...string) *Service {
+	p.t.Helper()
+	return p.collector("/healthz", env)
+}
+
+func (p *Pipeline) collector(ready string, env []string) *Service {
+	p.t.Helper()
+	s := &Service{Admin: freeAddr(p.t), ready: ready}
 	listen := freeAddr(p.t)
 	s.URL = "http://" + listen
 	return p.start(s, "collector", append([]string{
@@ -113,7 +126,7 @@ func (p *Pipeline) Collector(env ...string) *Service {
 // Sink starts a sink.
 func (p *Pipeline) Sink(env ...string) *Service {
 	p.t.Helper()
-	return p.start(&Service{Admin: freeAddr(p.t)}, "sink", append([]string{
+	return p.start(&Service{Admin: freeAddr(p.t), ready: "/readyz"}, "sink", append([]string{
 		"SLUICE_CLICKHOUSE_DSN=" + p.DSN,
 		"SLUICE_SINK_GROUP=" + p.Prefix,
 	}, env...))
@@ -130,7 +143,7 @@ func (p *Pipeline) start(s *Service, name string, env []string) *Service {
 			"SLUICE_TOPIC_PREFIX=" + p.Prefix,
 			"SLUICE_TOPIC_PARTITIONS=4",
 		}, env...),
-		Ready: func(ctx context.Context) error { return telemetry.Healthcheck(ctx, s.Admin, "/readyz") },
+		Ready: func(ctx context.Context) error { return telemetry.Healthcheck(ctx, s.Admin, s.ready) },
 	})
 	require.NoError(p.t, err)
 	s.Program = program
