@@ -41,6 +41,7 @@ type proveVerb struct {
 	ClickHouse string        `name:"clickhouse" placeholder:"HOST:PORT" help:"A running ClickHouse, native protocol, to use instead of one of its own. It is not broken; the way to it is."`
 	OverHTTP   string        `name:"clickhouse-http" placeholder:"HOST:PORT" help:"The same ClickHouse over HTTP, which the rows are counted by."`
 	Dir        string        `help:"Directory for data and logs. Default: a temporary one, which is removed unless something was found."`
+	Broker     proveBroker   `embed:""`
 	SelfTest   bool          `help:"Prove the proof: run pipelines that are broken on purpose, each of which must be caught within 60 s. Wants programs built with -tags faults."`
 }
 
@@ -80,6 +81,9 @@ func (foundProblem) ExitCode() int { return 3 }
 
 // Run implements the verb.
 func (p *proveVerb) Run(t *tool) (err error) {
+	if p.Broker.Dir != "" {
+		return p.Broker.run(t.ctx, t.stderr)
+	}
 	if p.Seed == 0 {
 		p.Seed = rand.Uint64N(1_000_000) + 1 // short enough to be typed
 	}
@@ -213,22 +217,22 @@ func (p *proveVerb) selfTest(t *tool, g *ground) error {
 	return nil
 }
 
-// proveBroker is the broker of sluice prove where there is no Apache Kafka: a
-// process of its own, so that it can be killed.
+// proveBroker makes of sluice prove the broker of another one, where there is no
+// Apache Kafka: in a process of its own, so that it can be killed.
 type proveBroker struct {
-	Dir        string `required:""`
-	Listen     string `required:""`
-	Advertised string `required:""`
+	Dir        string `name:"broker-dir" hidden:""`
+	Listen     string `name:"broker-listen" hidden:""`
+	Advertised string `name:"broker-advertised" hidden:""`
 }
 
-// Run implements the verb.
-func (b *proveBroker) Run(t *tool) error {
-	broker, err := embedded.StartBroker(t.ctx, embedded.BrokerConfig{
-		Dir: b.Dir, Listen: embedded.Endpoint{Addr: b.Listen}, Advertised: b.Advertised, Log: t.stderr})
+// run serves until ctx ends.
+func (b *proveBroker) run(ctx context.Context, log io.Writer) error {
+	broker, err := embedded.StartBroker(ctx, embedded.BrokerConfig{
+		Dir: b.Dir, Listen: embedded.Endpoint{Addr: b.Listen}, Advertised: b.Advertised, Log: log})
 	if err != nil {
 		return err
 	}
-	<-t.ctx.Done()
+	<-ctx.Done()
 	return broker.Close()
 }
 

@@ -49,7 +49,7 @@ func TestProveHelp(t *testing.T) {
 	for _, s := range []string{"--duration", "--faults", "--seed", "--rate", "--events", "--collectors", "--sinks", "--report", "--output", "--self-test", "--kafka", "--clickhouse"} {
 		assert.Contains(t, got.stdout, s)
 	}
-	assert.NotContains(t, got.stdout, "prove-broker")
+	assert.NotContains(t, got.stdout, "--broker-")
 }
 
 func TestProveWantsItsPrograms(t *testing.T) {
@@ -74,6 +74,21 @@ func TestProveWantsItsPrograms(t *testing.T) {
 	assert.True(t, found.faults, "those of these tests can")
 }
 
+// logsOf shows what the services of a run that went wrong have logged.
+func logsOf(t *testing.T, got outcome, dir string) {
+	t.Helper()
+	if got.code == 0 {
+		return
+	}
+	logs, err := filepath.Glob(filepath.Join(dir, "pipeline-*", "*.log"))
+	require.NoError(t, err)
+	for _, log := range logs {
+		text, err := os.ReadFile(log)
+		require.NoError(t, err)
+		t.Logf("end of %s:\n%s", log, text[max(0, len(text)-10_000):])
+	}
+}
+
 // A short run where there is no Java: on the embedded broker, which can be killed
 // too.
 func TestProveWithoutJava(t *testing.T) {
@@ -81,6 +96,7 @@ func TestProveWithoutJava(t *testing.T) {
 	report := filepath.Join(dir, "report.json")
 	got := sluice(t, []string{"prove", "--duration", "20s", "--rate", "50", "--faults", "kill-broker,kill-sink,cut-collector-kafka", "--seed", "4",
 		"--report", report, "--dir", filepath.Join(dir, "work")}, "JAVA_HOME="+t.TempDir())
+	logsOf(t, got, filepath.Join(dir, "work"))
 	require.Zero(t, got.code, "%s\n%s", got.stdout, got.stderr)
 	assert.Contains(t, got.stdout, "Kept: ")
 	assert.Contains(t, got.stdout, "embedded broker")
@@ -116,7 +132,7 @@ func TestProveBrokerAdvertises(t *testing.T) {
 	addr, err := embedded.FreeAddr()
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
-	cmd := command(ctx, t, []string{"prove-broker", "--dir", t.TempDir(), "--listen", addr, "--advertised", "127.0.0.1:1"}, nil)
+	cmd := command(ctx, t, []string{"prove", "--broker-dir", t.TempDir(), "--broker-listen", addr, "--broker-advertised", "127.0.0.1:1"}, nil)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	require.NoError(t, cmd.Start())
 	require.Eventually(t, func() bool {

@@ -204,7 +204,7 @@ func (g *ground) startBroker(ctx context.Context, own, outer string) error {
 	}
 	program, err := embedded.StartProgram(ctx, embedded.ProgramConfig{
 		Name: "broker", Path: self, Log: filepath.Join(g.dir, "log", "broker.log"),
-		Args:  []string{"prove-broker", "--dir", filepath.Join(g.dir, "broker"), "--listen", own, "--advertised", outer},
+		Args:  []string{"prove", "--broker-dir", filepath.Join(g.dir, "broker"), "--broker-listen", own, "--broker-advertised", outer},
 		Ready: func(ctx context.Context) error { return dials(ctx, own) },
 	})
 	if err != nil {

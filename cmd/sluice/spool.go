@@ -507,7 +507,7 @@ func (s *sender) try(ctx context.Context, fn func(context.Context) error) error 
 		case err == nil, refusal(err), retry.ClassOf(err) == retry.Permanent:
 			return err
 		case s.patience > 0 && time.Since(began) >= s.patience:
-			return fmt.Errorf("Kafka has taken nothing for %v: %w", s.patience, err)
+			return fmt.Errorf("nothing was taken for %v: %w", s.patience, err)
 		case !retry.Sleep(ctx, (retry.Policy{Max: 5 * time.Second}).Wait(attempt, err)):
 			return errors.Join(ctx.Err(), err)
 		}

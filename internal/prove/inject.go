@@ -142,7 +142,11 @@ func (in *injector) collector(name string) Collector {
 func (in *injector) do(ctx context.Context, k faultKind, f Fault) (note string, err error) {
 	switch k.act {
 	case kill:
-		return "", in.kill(ctx, in.parts[f.Target], f.For)
+		if f.Mode != modeAimed || in.stack.ClickHouse == nil || !canAim {
+			return "", in.kill(ctx, in.parts[f.Target], f.For)
+		}
+		note, err = in.aim(ctx, longestAim)
+		return note, errors.Join(err, in.kill(ctx, in.parts[f.Target], f.For))
 	case pauseProcess:
 		p := in.parts[f.Target].p
 		if err := p.Pause(); err != nil {
@@ -242,6 +246,18 @@ func (in *injector) spool(ctx context.Context, f Fault) error {
 // torn kills ClickHouse when it has just written the token of an insert and has
 // not named its part yet: what is sent again then is taken for a repeat.
 func (in *injector) torn(ctx context.Context, f Fault) (note string, err error) {
+	if note, err = in.aim(ctx, f.For); err != nil {
+		return "", err
+	}
+	return note, in.kill(ctx, in.parts[string(OnClickHouse)], 200*time.Millisecond)
+}
+
+// longestAim is how long a kill waits for its moment at most.
+const longestAim = 3 * time.Second
+
+// aim returns when ClickHouse has just written the token of an insert into
+// exposures, or when none came in time.
+func (in *injector) aim(ctx context.Context, within time.Duration) (note string, err error) {
 	var dir string
 	err = in.rows.each(ctx, "SELECT data_paths[1] FROM system.tables WHERE database = currentDatabase() AND name = 'exposures'", 1, func(cells []string) error {
 		dir = cells[0] + "/deduplication_logs"
@@ -250,15 +266,14 @@ func (in *injector) torn(ctx context.Context, f Fault) (note string, err error) 
 	if err != nil {
 		return "", err
 	}
-	hit, err := aim(ctx, dir, f.For)
+	hit, err := aim(ctx, dir, within)
 	if err != nil {
 		return "", err
 	}
-	note = "killed at a token"
 	if !hit {
-		note = "nothing was inserted; killed all the same"
+		return "nothing was inserted", nil
 	}
-	return note, in.kill(ctx, in.parts[string(OnClickHouse)], 200*time.Millisecond)
+	return "at an insert's token", nil
 }
 
 // supervise starts again what ends by itself, and notes it, until ctx ends.

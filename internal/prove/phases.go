@@ -34,7 +34,6 @@ type span struct {
 type phase struct {
 	hist    histogram
 	refused uint64
-	lasted  time.Duration
 }
 
 func newPhases() *phases { return &phases{byName: map[string]*phase{}} }

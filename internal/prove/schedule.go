@@ -53,12 +53,16 @@ type faultKind struct {
 	modes    []string
 }
 
+// modeAimed is of a kill that waits for an insert.
+const modeAimed = "aimed"
+
 // kinds are all there are.
 func kinds() []faultKind {
 	const ms, s = time.Millisecond, time.Second
 	out := []faultKind{
 		{name: "kill-collector", act: kill, class: OnCollector, from: 50 * ms, to: 4 * s, recovery: 2 * s},
-		{name: "kill-sink", act: kill, class: OnSink, from: 50 * ms, to: 4 * s, recovery: 2 * s},
+		// Aimed: at the moment between an insert and its commit.
+		{name: "kill-sink", act: kill, class: OnSink, from: 50 * ms, to: 4 * s, recovery: 4 * s, modes: []string{"", modeAimed}},
 		{name: "kill-broker", act: kill, class: OnBroker, from: 50 * ms, to: 4 * s, recovery: 8 * s},
 		{name: "kill-clickhouse", act: kill, class: OnClickHouse, from: 50 * ms, to: 4 * s, recovery: 4 * s},
 		{name: "outage-broker", act: kill, class: OnBroker, recovery: 10 * s, long: true},

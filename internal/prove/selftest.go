@@ -74,19 +74,20 @@ func trials() []trial {
 			Broken:   Broken{Name: "nothing is broken"},
 			duration: 16 * time.Second,
 			plan: func(t Targets) []Fault {
-				return append(killSpools(t), killSinks(t)[:8]...)
+				return append(killSpools(t), killSinks(t)[:4*len(t[OnSink])]...)
 			},
 		},
 	}
 }
 
-// killSinks kills the sinks in turn, most of the time between an insert and its
-// commit: that is what they do under load.
+// killSinks kills all sinks at once, again and again, when one of them has just
+// inserted a block and has not committed it.
 func killSinks(t Targets) (plan []Fault) {
-	sinks := t[OnSink]
-	for i := range 28 {
-		plan = append(plan, Fault{Kind: "kill-sink", Target: sinks[i%len(sinks)],
-			At: 3*time.Second + time.Duration(i)*1300*time.Millisecond, For: 100 * time.Millisecond})
+	for i := range 12 {
+		for _, sink := range t[OnSink] {
+			plan = append(plan, Fault{Kind: "kill-sink", Target: sink, Mode: modeAimed,
+				At: 3*time.Second + time.Duration(i)*3*time.Second, For: 100 * time.Millisecond})
+		}
 	}
 	return plan
 }
