@@ -31,12 +31,14 @@ func filled(t *testing.T, closed bool) *disk {
 		require.NoError(t, s.Close())
 		return d
 	}
-	// Let the keeper have written its list, as it does within moments.
+	// Once the keeper has written its list, as it does within moments.
+	var crashed *disk
 	require.Eventually(t, func() bool {
-		m, ok, err := readManifest(d, filepath.Join(home, segmentsDir))
-		return ok && err == nil && len(m.segments) == len(d.segments(t))
+		crashed = d.crash(0, nil)
+		m, ok, err := readManifest(crashed, filepath.Join(home, segmentsDir))
+		return ok && err == nil && len(m.segments) == len(crashed.segments(t))
 	}, 10*time.Second, time.Millisecond)
-	return d.crash(0, nil)
+	return crashed
 }
 
 // place is where a record is.

@@ -39,6 +39,10 @@ const (
 	maxHeaderBytes     = recordLeastBytes + 2*maxTextBytes
 	trailerBytes       = 16
 
+	// maxNumber bounds ordinals and numbers that are believed; records are written
+	// with higher ones, should some file have come near it.
+	maxNumber = 1 << 61
+
 	blockRecords     = 64 // records in a block: a word of the bitmap
 	blockFooterBytes = 12
 	maxBlocks        = maxSegmentBytes/recordLeastBytes/blockRecords + 1
@@ -88,7 +92,8 @@ func parseSegmentHeader(b []byte) (h segmentHeader, err error) {
 	word := func(i int) uint64 { return binary.LittleEndian.Uint64(b[i:]) }
 	h = segmentHeader{marker: marker(b[8:16]), ordinal: word(16), first: word(24), notBefore: int64(word(32)),
 		prev: word(40), prevEnd: int64(word(48)), prevNext: word(56)}
-	if h.ordinal == 0 || h.first == 0 || h.prev >= h.ordinal || h.prevEnd < 0 || h.prevNext > h.first || h.notBefore != inRange(h.notBefore) {
+	if h.ordinal == 0 || h.first == 0 || h.prev >= h.ordinal || h.prevEnd < 0 || h.prevNext > h.first || h.notBefore != inRange(h.notBefore) ||
+		h.ordinal > maxNumber || h.first > maxNumber {
 		return segmentHeader{}, errNoSegment
 	}
 	return h, nil
@@ -112,7 +117,7 @@ func parseSegmentName(name string) (ordinal uint64, m marker, ok bool) {
 		return 0, m, false
 	}
 	ordinal = binary.BigEndian.Uint64(o[:])
-	return ordinal, m, ordinal > 0 && segmentName(ordinal, m) == name
+	return ordinal, m, ordinal > 0 && ordinal <= maxNumber && segmentName(ordinal, m) == name
 }
 
 // recordSize is what a record takes up in a segment.
@@ -200,7 +205,7 @@ func parseRecordHeader(b []byte) (recordHeader, error) {
 	}
 	h := recordHeader{size: n, value: int(binary.LittleEndian.Uint32(b[12:])), sum: binary.LittleEndian.Uint32(b[16:]),
 		number: binary.LittleEndian.Uint64(b[24:]), raw: b}
-	if h.value > maxValueBytes || h.number == 0 {
+	if h.value > maxValueBytes || h.number == 0 || h.number > 2*maxNumber {
 		return recordHeader{}, errTooLarge
 	}
 	return h, nil
@@ -277,7 +282,7 @@ func parseFooter(b []byte, notBefore int64) (f footer, err error) {
 		return f, fmt.Errorf("segment footer: %w", errChecksum)
 	}
 	f = footer{ordinal: le.Uint64(b[8:]), first: le.Uint64(b[16:]), next: le.Uint64(b[24:]), end: int64(le.Uint64(b[32:]))}
-	if f.first == 0 || f.next <= f.first || (f.next-f.first+blockRecords-1)/blockRecords != uint64(len(body)/blockFooterBytes) {
+	if f.first == 0 || f.next <= f.first || f.next > maxNumber || (f.next-f.first+blockRecords-1)/blockRecords != uint64(len(body)/blockFooterBytes) {
 		return footer{}, errFooter
 	}
 	f.blocks = make([]block, 0, len(body)/blockFooterBytes)

@@ -2,6 +2,7 @@ package spool
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"path/filepath"
 	"testing"
@@ -35,6 +36,7 @@ func FuzzRecord(f *testing.F) {
 	m := marker{1, 2, 3, 4, 5, 6, 7, 8}
 	one, two := record(1, 100), record(2, 0)
 	encoded := appendRecord(appendRecord(nil, m, 1, 0, &one, checksum(one.Value)), m, 2, 1, &two, checksum(two.Value))
+	later := appendRecord(appendRecord(nil, m, maxNumber-1, 0, &one, checksum(one.Value)), m, maxNumber, 1, &two, checksum(two.Value))
 	f.Add(encoded, uint16(0), byte(0))
 	f.Add(encoded, uint16(200), byte(1))
 	f.Add(encoded[:300], uint16(0), byte(0))
@@ -52,19 +54,21 @@ func FuzzRecord(f *testing.F) {
 			again := walkAll(out, m, 0)
 			require.LessOrEqual(t, len(again), 1)
 		}
-		// Two records behind anything are found, if it does not run into them.
+		// Behind whatever there is, two records are found: it may have begun one that
+		// would reach into them, but not with their numbers.
 		for _, gap := range []int{0, 1, 4095} {
-			whole := append(append(bytes.Clone(b), make([]byte, gap)...), encoded...)
+			whole := append(append(bytes.Clone(b), make([]byte, gap)...), later...)
 			n := 0
-			for _, r := range walkAll(whole, marker{9, 9, 9, 9, 9, 9, 9, 9}, 0) {
-				assert.Fail(t, "found with another marker", r)
+			for _, r := range walkAll(whole, m, 0) {
+				if r.Number > maxNumber/2 {
+					n++
+				}
 			}
-			for _, r := range walkAll(append(make([]byte, gap), encoded...), m, 0) {
-				n++
-				assert.Equal(t, []batch.Record{one, two}[r.Number-1], r.Record)
+			assert.LessOrEqual(t, n, 2)
+			if !bytes.Contains(b, m[:]) {
+				assert.Equal(t, 2, n)
 			}
-			assert.Equal(t, 2, n)
-			_ = whole
+			assert.Empty(t, walkAll(whole, marker{9, 9, 9, 9, 9, 9, 9, 9}, 0), "found by another marker")
 		}
 	})
 }
@@ -96,6 +100,12 @@ func FuzzSegment(f *testing.F) {
 			// Past the checksums, which chance does not get past.
 			seg = bytes.Clone(seg)
 			copy(seg[segmentHeaderBytes-4:], le32(checksum(seg[:segmentHeaderBytes-4])))
+			if i := bytes.LastIndex(list, []byte("crc32c ")); i >= 0 {
+				list = fmt.Appendf(bytes.Clone(list[:i]), "crc32c %08x\n", checksum(list[:i]))
+			}
+			if n := len(progress) - 4; n > 0 {
+				progress = append(bytes.Clone(progress[:n]), le32(checksum(progress[:n]))...)
+			}
 		}
 		d := &disk{FS: vfs.NewMem(), free: math.MaxInt64}
 		require.NoError(t, d.MkdirAll(filepath.Join(home, segmentsDir)))

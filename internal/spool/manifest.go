@@ -103,12 +103,13 @@ func parseManifest(b []byte) (m manifest, err error) {
 	}
 	for _, line := range lines[3:] {
 		var e entry
-		if !scan(line, "segment %d %d %d %d", &e.ordinal, &e.first, &e.next, &e.notBefore) || e.ordinal == 0 || e.first == 0 {
+		if !scan(line, "segment %d %d %d %d", &e.ordinal, &e.first, &e.next, &e.notBefore) || e.ordinal == 0 || e.first == 0 ||
+			max(e.ordinal, e.first, e.next) > maxNumber || e.notBefore != inRange(e.notBefore) {
 			return manifest{}, errManifest
 		}
 		m.segments = append(m.segments, e)
 	}
-	if m.ordinal == 0 || m.number == 0 || !slices.IsSortedFunc(m.segments, byOrdinal) {
+	if m.ordinal == 0 || m.number == 0 || max(m.ordinal, m.number) > maxNumber || !slices.IsSortedFunc(m.segments, byOrdinal) {
 		return manifest{}, errManifest
 	}
 	return m, nil

@@ -81,6 +81,9 @@ func parseProgress(b []byte) (p progress, err error) {
 	}
 	p = progress{generation: le.Uint64(body[8:]), number: le.Uint64(body[16:]),
 		lost: losses{le.Uint64(body[24:]), int64(le.Uint64(body[32:]))}, removed: map[uint64]removal{}}
+	if p.number == 0 || p.number > maxNumber {
+		return progress{}, errProgress
+	}
 	n := le.Uint32(body[40:])
 	body = body[44:]
 	for range n {

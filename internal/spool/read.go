@@ -62,8 +62,8 @@ type view struct {
 	removed []uint64
 }
 
-// at is the segment that q goes on in; nil where nothing more waits.
-func (s *Spool) at(from uint64) *view {
+// at is the segment to go on in; nil where nothing waits from there to before end.
+func (s *Spool) at(from uint64) (v *view, end uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := find(s.segments, from); i < len(s.segments); i++ {
@@ -74,19 +74,17 @@ func (s *Spool) at(from uint64) *view {
 		k := int((max(from, g.first) - g.first) / blockRecords)
 		return &view{g: g, name: g.name, marker: g.marker, first: g.first, end: g.end, k: k,
 			blocks: append([]block(nil), g.blocks[k:]...), counts: g.count,
-			removed: append([]uint64(nil), g.removed[k:]...)}
+			removed: append([]uint64(nil), g.removed[k:]...)}, s.end
 	}
-	return nil
+	return nil, s.end
 }
 
 // segment reads on in the segment that has the next record. It returns true when
 // there is nothing more, or enough is found.
 func (q *query) segment(ctx context.Context) (done bool, err error) {
-	v := q.s.at(q.next)
+	v, end := q.s.at(q.next)
 	if v == nil {
-		q.s.mu.Lock()
-		q.next = max(q.next, q.s.end)
-		q.s.mu.Unlock()
+		q.next = max(q.next, end)
 		return true, nil
 	}
 	q.next = max(q.next, v.first)
@@ -232,9 +230,7 @@ func (s *Spool) damaged(g *segment, p gap, why error) {
 	if lost == 0 {
 		return // counted before, or nothing that was still to be sent
 	}
-	s.metrics.damage.WithLabelValues(string(f.Kind)).Inc()
-	s.metrics.setAside.WithLabelValues("damaged").Add(float64(lost))
-	s.o.Log.Error("the spool is damaged; what can be read is delivered", finding(f))
+	s.tell(f)
 	signal(s.kick)
 }
 
@@ -265,8 +261,6 @@ func (s *Spool) vanished(g *segment) {
 	if lost == 0 {
 		return
 	}
-	s.metrics.damage.WithLabelValues(string(f.Kind)).Inc()
-	s.metrics.setAside.WithLabelValues("damaged").Add(float64(lost))
-	s.o.Log.Error("the spool is damaged; what can be read is delivered", finding(f))
+	s.tell(f)
 	signal(s.kick)
 }

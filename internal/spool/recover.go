@@ -441,16 +441,11 @@ func (r *recovered) finish() {
 		r.tail = segmentHeader{prev: g.ordinal, prevEnd: g.end, prevNext: g.next()}
 	}
 	for _, number := range r.refused {
-		r.refuse(number)
-	}
-}
-
-// refuse takes a record out that was set aside, should the crash have come before
-// that was written down.
-func (r *recovered) refuse(number uint64) {
-	if i := find(r.segments, number); i < len(r.segments) && r.segments[i].has(number) {
-		g := r.segments[i]
-		r.losses.add(1, g.blockOldest(int((number-g.first)/blockRecords)))
-		g.remove(number)
+		// It was set aside; the crash came before that was written down.
+		if i := find(r.segments, number); i < len(r.segments) && r.segments[i].has(number) {
+			g := r.segments[i]
+			r.losses.add(1, g.blockOldest(int((number-g.first)/blockRecords)))
+			g.remove(number)
+		}
 	}
 }

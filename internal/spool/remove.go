@@ -77,7 +77,7 @@ func (s *Spool) SetAside(number uint64, why error) error {
 
 // one reads the record with that number, if it is there.
 func (q *query) one(number uint64) (bool, error) {
-	v := q.s.at(number)
+	v, _ := q.s.at(number)
 	if v == nil {
 		return false, nil
 	}

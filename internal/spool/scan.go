@@ -34,7 +34,7 @@ func (g *segment) scan(w *window, b bounds) (gaps, cut []gap) {
 	if b.end > 0 {
 		end = min(end, b.end)
 	}
-	k := walker{w: w, marker: g.marker, off: g.start, end: end, next: max(g.first, 1), limit: math.MaxUint64, ahead: readAhead}
+	k := walker{w: w, marker: g.marker, off: g.start, end: end, next: max(g.first, 1), limit: maxNumber, ahead: readAhead}
 	if g.first > 0 {
 		k.limit = g.first + maxRecords
 	}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"sluice/pkg/batch"
@@ -27,6 +28,7 @@ type Spool struct {
 	marker  marker // of every segment this process makes
 	state   batch.SpoolState
 	metrics *metrics
+	told    atomic.Int64 // lines about damage
 
 	appended chan struct{} // news for whoever drains
 	wake     chan struct{} // work for the writer
@@ -88,10 +90,10 @@ func Open(dir string, o Options) (*Spool, error) {
 	at := filepath.Join(dir, segmentsDir)
 	r, err := look(o.FS, dir, nil)
 	if err != nil {
-		return nil, fmt.Errorf("SLUICE_SPOOL_DIR %s: %w", dir, err)
+		return nil, fmt.Errorf("open the spool in %s: %w", dir, err)
 	}
 	if err := o.FS.MkdirAll(at); err != nil {
-		return nil, fmt.Errorf("SLUICE_SPOOL_DIR %s: %w", dir, err)
+		return nil, fmt.Errorf("make a spool in %s: %w", dir, err)
 	}
 	s := &Spool{
 		o: o, dir: at, marker: newMarker(), state: batch.SpoolIntact,
@@ -126,13 +128,18 @@ func Open(dir string, o Options) (*Spool, error) {
 		s.moveAside(name)
 	}
 	// What is cut off is, too: before a new segment says that it should be there.
-	s.urgent = len(r.findings)+len(r.cut) > 0
+	s.urgent = len(r.findings)+len(r.cut) > 0 || s.losses != s.saved
 	s.unlisted, s.unsaved = true, s.urgent
 	s.askFree()
 	// Before anything is acknowledged the names are durable, and from now on a
 	// directory without a spool is a spool that was deleted.
 	if err := o.FS.SyncDir(dir); err != nil {
-		return nil, fmt.Errorf("SLUICE_SPOOL_DIR %s: %w", dir, err)
+		return nil, fmt.Errorf("make a spool in %s: %w", dir, err)
+	}
+	for up := filepath.Dir(filepath.Clean(dir)); up != filepath.Dir(up); up = filepath.Dir(up) {
+		// Somebody may have just made them all. Those that cannot be opened were
+		// there before this user came.
+		_ = o.FS.SyncDir(up)
 	}
 	s.complain(s.tidy(true))
 	go s.write(r.tail)
@@ -140,23 +147,28 @@ func Open(dir string, o Options) (*Spool, error) {
 	return s, nil
 }
 
-// maxLines bounds what is logged of one start.
+// maxLines bounds what is logged of damage: of one start, and of what is read.
 const maxLines = 100
 
 // report says once what was found.
 func (s *Spool) report(r *recovered) {
-	for i, f := range r.findings {
-		s.metrics.damage.WithLabelValues(string(f.Kind)).Inc()
-		s.metrics.setAside.WithLabelValues("damaged").Add(float64(f.Lost))
-		switch {
-		case i < maxLines:
-			s.o.Log.Error("the spool is damaged; what can be read is delivered", finding(f))
-		case i == maxLines:
-			s.o.Log.Error("the spool is damaged in more places; sluice spool verify names them", "places", len(r.findings))
-		}
+	for _, f := range r.findings {
+		s.tell(f)
 	}
 	for _, f := range r.cut {
 		s.o.Log.Info("the end of a segment is cut off", finding(f))
+	}
+}
+
+// tell counts damage and logs it.
+func (s *Spool) tell(f Finding) {
+	s.metrics.damage.WithLabelValues(string(f.Kind)).Inc()
+	s.metrics.setAside.WithLabelValues("damaged").Add(float64(f.Lost))
+	switch n := s.told.Add(1); {
+	case n <= maxLines:
+		s.o.Log.Error("the spool is damaged; what can be read is delivered", finding(f))
+	case n == maxLines+1:
+		s.o.Log.Error("the spool is damaged in more places; sluice spool verify names them")
 	}
 }
 

@@ -3,6 +3,12 @@ package spool
 import (
 	"context"
 	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,7 +172,8 @@ func TestSetAside(t *testing.T) {
 	s = open(t, after)
 	assert.Equal(t, []int{1, 3}, seqs(all(t, s)))
 	assert.Equal(t, b.Lost, s.Backlog().Lost)
-	assert.Equal(t, b.LostFrom, s.Backlog().LostFrom)
+	assert.False(t, s.Backlog().LostFrom.After(b.LostFrom))
+	assert.False(t, s.Backlog().LostFrom.Before(record(1, 0).ReceivedAt), "exact to a block of records")
 	require.NoError(t, s.Close())
 
 	i, err := Inspect(after, home, nil)
@@ -202,4 +209,138 @@ func TestRefusedAppends(t *testing.T) {
 	_, err = s.Append(t.Context(), []batch.Record{record(1, 1)})
 	assert.Equal(t, retry.Shutdown, retry.ClassOf(err))
 	assert.Equal(t, retry.Shutdown, retry.ClassOf(s.Ready()))
+}
+
+// 3.4 million records, 10 GiB of 3 KB each, take less than 10 MB of memory.
+func TestMemory(t *testing.T) {
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	s := &Spool{}
+	for i := range uint64(160) {
+		g := &segment{segmentHeader: segmentHeader{first: i*21_500 + 1}, oldest: math.MaxInt64}
+		for k := range int64(21_500) {
+			g.grow([]int64{k * 3000}, []int64{k}, 3000)
+		}
+		s.segments = append(s.segments, g)
+		s.left += g.left
+	}
+	assert.Less(t, heap()-before, uint64(10<<20))
+	assert.Equal(t, uint64(3_440_000), s.Backlog().Records)
+	assert.Equal(t, int64(3_440_000*3000), s.Backlog().Bytes)
+}
+
+// Several append, several drain with filters of their own, as partitions do; each
+// record comes to exactly one of them, and in the end nothing is left.
+func TestConcurrent(t *testing.T) {
+	d := newDisk(t)
+	s := open(t, d)
+	const writers, each, drains = 6, 150, 3
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				_, err := s.Append(t.Context(), []batch.Record{record(1+w*each+i, 500+w*700)})
+				assert.NoError(t, err)
+			}
+		})
+	}
+	var left atomic.Int64
+	left.Store(writers * each)
+	for k := range uint64(drains) {
+		wg.Go(func() {
+			from, seen := uint64(0), map[uint64]bool{}
+			for left.Load() > 0 && t.Context().Err() == nil {
+				got, next, err := s.Read(t.Context(), from, 20_000, func(r *batch.Record) bool { return r.Seq%drains == k })
+				if !assert.NoError(t, err) {
+					return
+				}
+				for _, r := range got {
+					if !assert.Equal(t, k, r.Record.Seq%drains) || !assert.False(t, seen[r.Record.Seq]) {
+						return
+					}
+					assert.Equal(t, record(int(r.Record.Seq), len(r.Record.Value)), r.Record)
+					seen[r.Record.Seq] = true
+					s.Remove(r.Number)
+					left.Add(-1)
+				}
+				if from = next; len(got) == 0 {
+					runtime.Gosched()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	assert.Equal(t, batch.Backlog{}, s.Backlog())
+	assert.Empty(t, all(t, s))
+	require.NoError(t, s.Close())
+	assert.Empty(t, d.segments(t))
+}
+
+// The same on the files of the operating system.
+func TestFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "not", "there", "yet")
+	s, err := Open(dir, Options{SegmentBytes: minSegmentBytes})
+	require.NoError(t, err)
+	for i := 1; i <= 100; i++ {
+		add(t, s, record(i, 3000))
+	}
+	s.Remove(1, 2, 3)
+	require.NoError(t, s.SetAside(4, errors.New("too large")))
+	require.NoError(t, s.Close())
+	s, err = Open(dir, Options{MinFree: 1, Registerer: prometheus.NewRegistry()})
+	require.NoError(t, err)
+	require.NoError(t, s.Ready())
+	assert.Equal(t, count(5, 100), seqs(all(t, s)))
+	s.mu.Lock()
+	assert.Less(t, s.free, int64(math.MaxInt64))
+	s.mu.Unlock()
+	require.NoError(t, s.Close())
+
+	unlock, err := Lock(dir)
+	require.NoError(t, err)
+	_, err = Lock(dir)
+	assert.ErrorIs(t, err, ErrRunning)
+	require.NoError(t, unlock())
+
+	_, err = Inspect(nil, filepath.Join(dir, "nowhere"), nil)
+	assert.ErrorIs(t, err, os.ErrNotExist)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), nil, 0o600))
+	_, err = Open(filepath.Join(dir, "file"), Options{})
+	assert.Error(t, err)
+}
+
+// A look at a spool that is in use changes nothing, and finds no damage.
+func TestInspect(t *testing.T) {
+	d := newDisk(t)
+	s := open(t, d)
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	defer func() {
+		stop.Store(true)
+		wg.Wait()
+		assert.Zero(t, s.Backlog().Lost)
+		require.NoError(t, s.Close())
+	}()
+	wg.Go(func() {
+		for i := 1; !stop.Load(); i++ {
+			first, err := s.Append(t.Context(), []batch.Record{record(i, 3000), record(i, 10)})
+			assert.NoError(t, err)
+			if i > 60 {
+				s.Remove(first-120, first-119)
+			}
+		}
+	})
+	for range 50 {
+		i, err := Inspect(d, home, func(int64) error { return nil })
+		require.NoError(t, err)
+		require.Empty(t, i.Findings)
+		require.NotEqual(t, batch.SpoolDamaged, i.State)
+		_, _, err = i.Read(t.Context(), 0, 1<<20)
+		require.NoError(t, err, "also when what was there is gone by now")
+	}
 }
