@@ -290,7 +290,7 @@ func TestSecretsStayHidden(t *testing.T) {
 	assert.Equal(t, masked, DSN("clickhouse://h:hush").String(), "what cannot be read is hidden whole")
 }
 
-type found struct{ error }
+type found struct{}
 
 func (found) Error() string { return "found a problem" }
 func (found) ExitCode() int { return 3 }

@@ -195,7 +195,7 @@ func TestFsyncError(t *testing.T) {
 		t.Run(fmt.Sprintf("persisted %v", persisted), func(t *testing.T) {
 			d := newDisk(t)
 			reg := prometheus.NewRegistry()
-			s := open(t, d, metricsTo(reg))
+			s := open(t, d, metricsTo(reg), func(o *Options) { o.Now = start })
 			add(t, s, record(1, 100), record(2, 100))
 			bad := filepath.Join(home, d.segments(t)[0])
 			syncs := 0
@@ -211,7 +211,7 @@ func TestFsyncError(t *testing.T) {
 			})
 			_, err := s.Append(t.Context(), []batch.Record{record(3, 100)})
 			assert.ErrorIs(t, err, errDisk)
-			assert.ErrorIs(t, s.Ready(), errDisk, "for a second")
+			assert.ErrorIs(t, s.Ready(), errDisk, "for a moment")
 			assert.Equal(t, uint64(2), s.Backlog().Records)
 			assert.Equal(t, 1.0, value(t, reg, "sluice_spool_fsync_errors_total"))
 			assert.Equal(t, uint64(4), add(t, s, record(4, 100)), "the failed one's number is not given again")

@@ -205,14 +205,15 @@ func (s *Spool) Backlog() batch.Backlog {
 }
 
 // Ready returns nil while Append may succeed: there is room in the spool and on
-// the disk, and no write has failed within the last second. It does no I/O.
+// the disk, and no write has failed within the last quarter of a second. It does no
+// I/O.
 func (s *Spool) Ready() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return retry.Mark(errClosed, retry.Shutdown)
 	}
-	if since := s.o.Now().Sub(s.failedAt); s.failed != nil && since >= 0 && since < time.Second {
+	if since := s.o.Now().Sub(s.failedAt); s.failed != nil && since >= 0 && since < failedFor {
 		return s.failed
 	}
 	_, err := s.room(leastRoom)
@@ -220,6 +221,8 @@ func (s *Spool) Ready() error {
 }
 
 const (
+	// failedFor is how long a failed write speaks for the next one.
+	failedFor = 250 * time.Millisecond
 	// leastRoom is what Ready wants to see: a usual batch.
 	leastRoom = 64 << 10
 	// reserve is for a segment's header and footer, and for the manifest and its
