@@ -160,7 +160,7 @@ func (g *ground) wire(name, listen, upstream string) (*prove.Wire, error) {
 func (g *ground) startKafka(ctx context.Context, next func() string) error {
 	if g.verb.Kafka != "" {
 		g.kafka, g.about.Kafka = g.verb.Kafka, "given"
-		g.about.Notes = append(g.about.Notes, "Kafka was given: neither it nor the ways to it are broken, since clients are told its own address")
+		g.about.Notes = append(g.about.Notes, "Kafka was given: neither it nor the ways to it are broken, since clients are told its own address; the topics of this run stay there")
 		for i := range g.stations {
 			g.stations[i].kafkaAddr = g.kafka
 		}

@@ -21,7 +21,8 @@ type Options struct {
 	Plan     []Fault       // instead of one made from Seed and Kinds
 	// Drain is how long is waited at most for what is on its way when the traffic has
 	// ended; 0: 5 minutes. Settle is how long nothing may move before what is missing
-	// by then counts as lost; 0: 20 s.
+	// by then counts as lost; 0: 60 s. A group whose member was killed while it joined
+	// stands still for its rebalance time-out, 30 s.
 	Drain, Settle time.Duration
 	// StopWhenDoubled ends the traffic as soon as a row is there twice.
 	StopWhenDoubled bool
@@ -88,7 +89,7 @@ func newRun(s *Stack, opt Options) (*run, error) {
 		opt.Drain = 5 * time.Minute
 	}
 	if opt.Settle == 0 {
-		opt.Settle = 20 * time.Second
+		opt.Settle = time.Minute
 	}
 	if opt.Plan == nil {
 		opt.Plan = Plan(opt.Seed, opt.Duration, opt.Kinds, s.Targets(), opt.Outage)
@@ -278,7 +279,7 @@ FROM (SELECT path, toInt64(toUnixTimestamp64Micro(stored_at) - toUnixTimestamp64
 // watermarkCatchesUp gives the watermark a while to pass the last
 // acknowledgement: all is stored.
 func (r *run) watermarkCatchesUp(ctx context.Context) {
-	for range 60 {
+	for range 120 {
 		if r.watermark.passed.Load() || !pause(ctx, 500*time.Millisecond) {
 			return
 		}

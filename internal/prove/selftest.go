@@ -29,7 +29,7 @@ type Caught struct {
 type trial struct {
 	Broken
 	duration time.Duration
-	settle   time.Duration // see Options; 0: 6 s
+	settle   time.Duration // see Options; 0: 8 s, which will do where no sink is killed
 	doubled  bool          // what is wrong shows as rows stored twice; else as rows lost
 	plan     func(t Targets) []Fault
 }
@@ -72,7 +72,7 @@ func trials() []trial {
 		},
 		{
 			Broken:   Broken{Name: "nothing is broken"},
-			duration: 16 * time.Second,
+			duration: 16 * time.Second, settle: time.Minute,
 			plan: func(t Targets) []Fault {
 				return append(killSpools(t), killSinks(t)[:4*len(t[OnSink])]...)
 			},
@@ -117,7 +117,7 @@ func (t trial) hold(ctx context.Context, start Start, seed uint64, progress func
 	began := time.Now()
 	report, err := Run(ctx, s, Options{
 		Seed: seed, Duration: t.duration, Rate: 200, Events: 10, Plan: t.plan(s.Targets()),
-		Settle: cmp.Or(t.settle, 6*time.Second), Drain: time.Minute, StopWhenDoubled: t.doubled,
+		Settle: cmp.Or(t.settle, 8*time.Second), Drain: time.Minute, StopWhenDoubled: t.doubled,
 		Progress: func(st Status) {
 			if progress != nil {
 				st.Stage = t.Name + ", " + st.Stage
