@@ -11,7 +11,7 @@ FUZZTIME ?= 30s
 # A package that needs them starts a Kafka and a ClickHouse of its own: two at a
 # time are what two cores and a few GB of memory carry.
 PARALLEL ?= 2
-TEST_TIMEOUT ?= 15m
+TEST_TIMEOUT ?= 20m
 TESTFLAGS ?=
 
 GO_FILES = find . -name '*.go' -not -path '*/node_modules/*' -not -path './.git/*'

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +155,8 @@ func TestDamagedSpool(t *testing.T) {
 				require.Error(t, err)
 				assert.Equal(t, 3, verify.ProcessState.ExitCode())
 			}
+			// The collector has told the ledger, and a sink has copied that.
+			p.Eventually(1, "SELECT count() > 0 AND argMax(pending, version) = 0 AND max(lost) = "+strconv.Itoa(lost)+" FROM ledger WHERE entry = 'newest'", settle)
 			audit := exec.CommandContext(t.Context(), filepath.Join(p.Bin, "sluice"), "audit", "--wait", "20s", "--output", "json",
 				"--clickhouse-dsn", p.DSN, "--kafka-brokers", p.Kafka, "--topic-prefix", p.Prefix)
 			out, err = audit.Output()
