@@ -274,6 +274,23 @@ func (l *Ledger) raise(partition int, offset int64) {
 // this process heard of it.
 type brokerTime struct{ at, heard time.Time }
 
+// A broker appends a record at some moment of the request for it. What a slow
+// answer tells of its clock is old by as much, and receive times would be early by
+// that; the last quick one is better, for as long as two machines' clocks may be
+// taken to run alike (50 ppm apart, which is common: 30 ms in ten minutes).
+const (
+	quickAnswer = 250 * time.Millisecond
+	runsAlike   = 10 * time.Minute
+)
+
+// hear takes note of the brokers' clock, from a request that took so long.
+func (l *Ledger) hear(at time.Time, took time.Duration) {
+	last := l.heard.Load()
+	if last == nil || took <= quickAnswer || time.Since(last.heard) > runsAlike {
+		l.heard.Store(&brokerTime{at: at, heard: time.Now()})
+	}
+}
+
 // clock is the receive clock, in microseconds since the Unix epoch, before it is
 // kept from going back: the machine's, but never ahead of the brokers', as last
 // heard of. The watermark is bounded by when a broker appended a record: a batch

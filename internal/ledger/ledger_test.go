@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -191,6 +192,39 @@ func TestClockAheadOfTheBrokers(t *testing.T) {
 		assert.WithinDuration(t, time.Now(), l.Accept(1).ReceivedAt, 0)
 		require.NoError(t, l.Close())
 	})
+}
+
+// A Kafka that answers late does not put receive times back by as much, and one
+// whose every answer is late is still heard of.
+func TestSlowAnswersTellLittleOfTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, err := Open("", nil)
+		require.NoError(t, err)
+		slow := time.Duration(0)
+		// The broker's time of a record is that of the request's beginning.
+		log := &lateTopic{delay: &slow}
+		require.NoError(t, l.report(t.Context(), log, &disk{}, batch.LedgerOpen))
+		slow = 5 * time.Second
+		require.NoError(t, l.report(t.Context(), log, &disk{}, batch.LedgerInterval))
+		assert.WithinDuration(t, time.Now(), l.Accept(1).ReceivedAt, 0)
+		retry.Sleep(t.Context(), runsAlike)
+		require.NoError(t, l.report(t.Context(), log, &disk{}, batch.LedgerInterval))
+		retry.Sleep(t.Context(), time.Minute)
+		assert.WithinDuration(t, time.Now().Add(-slow), l.Accept(1).ReceivedAt, 0)
+		require.NoError(t, l.Close())
+	})
+}
+
+// lateTopic appends at once and answers after a while.
+type lateTopic struct {
+	topic
+	delay *time.Duration
+}
+
+func (k *lateTopic) Write(ctx context.Context, _ string, _ []byte) (time.Time, error) {
+	at := time.Now()
+	retry.Sleep(ctx, *k.delay)
+	return at, nil
 }
 
 // The clock leaps ahead, and the process dies before that is reserved on disk; the

@@ -147,7 +147,6 @@ func (l *Ledger) report(ctx context.Context, log Log, spool Spool, kind batch.Le
 		return fmt.Errorf("%s record: %w", kind, err)
 	}
 	l.metrics.written.Inc()
-	l.heard.Store(&brokerTime{at: at, heard: time.Now()})
 	if kind == batch.LedgerOpen {
 		l.opened(at)
 	}
@@ -179,7 +178,13 @@ func (l *Ledger) write(ctx context.Context, log Log, spool Spool, kind batch.Led
 	if err != nil {
 		return time.Time{}, err
 	}
-	return log.Write(ctx, r.Key(), value)
+	sent := time.Now()
+	at, err := log.Write(ctx, r.Key(), value)
+	if err != nil {
+		return time.Time{}, err
+	}
+	l.hear(at, time.Since(sent))
+	return at, nil
 }
 
 // snapshot says all there is to say. The order makes it true. A batch received
