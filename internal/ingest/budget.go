@@ -62,6 +62,38 @@ func (b *budget) enter(key string) *holding {
 	return &holding{budget: b, account: a}
 }
 
+// move makes the request, and what it holds, that of another key. It returns false
+// where that one has too much in hand.
+func (h *holding) move(key string) bool {
+	b := h.budget
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	a := b.byKey[key]
+	if a == nil {
+		a = &account{key: key}
+	}
+	if a == h.account {
+		return true
+	}
+	if a.requests >= b.requests || a.used+h.n > b.share {
+		return false
+	}
+	b.byKey[key] = a
+	h.account.used -= h.n
+	b.leave(h.account)
+	a.used += h.n
+	a.requests++
+	h.account = a
+	return true
+}
+
+// leave ends a request of an account. It is called with the lock held.
+func (b *budget) leave(a *account) {
+	if a.requests--; a.requests == 0 {
+		delete(b.byKey, a.key)
+	}
+}
+
 // inUse returns the bytes held now.
 func (b *budget) inUse() int64 {
 	b.mu.Lock()
@@ -116,7 +148,5 @@ func (h *holding) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h.add(-h.n)
-	if h.account.requests--; h.account.requests == 0 {
-		delete(b.byKey, h.account.key)
-	}
+	b.leave(h.account)
 }

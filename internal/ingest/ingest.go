@@ -152,6 +152,7 @@ type Collector struct {
 	log       *boundedLog
 	metrics   *metrics
 	routes    map[string]*route
+	wild      map[string]*route // by what comes before the last segment, which may be anything
 	inflight  *budget
 	rates     *rates
 	recent    *recent
@@ -192,6 +193,13 @@ func New(o Options) (*Collector, error) {
 	if c.routes, err = c.table(o.Endpoints); err != nil {
 		return nil, err
 	}
+	c.wild = map[string]*route{}
+	for path, r := range c.routes {
+		if prefix, ok := strings.CutSuffix(path, "/*"); ok {
+			c.wild[prefix] = r
+			delete(c.routes, path)
+		}
+	}
 	if c.metrics, err = newMetrics(o.Registerer, c); err != nil {
 		return nil, err
 	}
@@ -230,16 +238,22 @@ func (c *Collector) table(endpoints []protocol.Endpoint) (map[string]*route, err
 			t[ep.Path] = r
 		}
 		for _, m := range ep.Methods {
-			if r.methods[m] != nil {
-				return nil, fmt.Errorf("endpoint %q: %s %s is taken by %q", ep.Name, m, ep.Path, r.name)
+			if by := r.add(m, &ep, c.serve); by != "" {
+				return nil, fmt.Errorf("endpoint %q: %s %s is taken by %q", ep.Name, m, ep.Path, by)
 			}
-			r.methods[m] = func(w *answerWriter, req *http.Request) { c.serve(w, req, &ep) }
 		}
 		if ep.CORS != nil {
 			r.cors = append(r.cors, ep.CORS...)
 		}
-		if r.refuse == nil {
-			r.refuse = ep.Refuse
+		if r.refuse == nil || ep.Takes == nil {
+			r.name, r.refuse = ep.Name, ep.Refuse
+		}
+	}
+	for path, r := range t {
+		for m, eps := range r.endpoints {
+			if eps[0].Takes != nil {
+				return nil, fmt.Errorf("%s %s: no endpoint takes what %q does not", m, path, eps[0].Name)
+			}
 		}
 	}
 	return t, nil

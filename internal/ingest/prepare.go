@@ -34,7 +34,7 @@ func (c *Collector) setBenches() {
 
 // prepare turns a body into what is published, or into what it is a copy of. It
 // frees the body as soon as nothing refers to it.
-func (c *Collector) prepare(ep *protocol.Endpoint, req *protocol.Request, enc coding, wire *buffer, in *intake) (p *protocol.Problem) {
+func (c *Collector) prepare(eps []*protocol.Endpoint, req *protocol.Request, enc coding, wire *buffer, in *intake) (p *protocol.Problem) {
 	b := <-c.benches
 	sound := false
 	defer func() {
@@ -44,7 +44,7 @@ func (c *Collector) prepare(ep *protocol.Endpoint, req *protocol.Request, enc co
 		c.benches <- b
 	}()
 
-	if enc == identity && ep.MagicGzip && looksGzipped(wire.b) {
+	if enc == identity && in.ep.MagicGzip && looksGzipped(wire.b) {
 		enc = gzipped
 	}
 	body := wire
@@ -59,7 +59,9 @@ func (c *Collector) prepare(ep *protocol.Endpoint, req *protocol.Request, enc co
 		defer plain.free()
 	}
 	req.Body = body.b
-	p = c.encode(ep, req, &b.batch, in)
+	if p = c.identified(eps, req, in); p == nil {
+		p = c.encode(in.ep, req, &b.batch, in)
+	}
 	// The batch's strings alias the body: it has to go first. Nothing of either is
 	// held while the records are published.
 	b.batch.Reset()
@@ -94,7 +96,10 @@ func (c *Collector) encode(ep *protocol.Endpoint, req *protocol.Request, b *sche
 		return protocol.NewProblem(protocol.CodeTooManyEvents, "the batch has too many events")
 	}
 	in.dropped = int(b.Dropped)
-	in.result.BodyBytes = len(req.Body)
+	in.result.BodyBytes, in.result.Reply = len(req.Body), req.Reply
+	if err := in.held.take(int64(cap(req.Reply))); err != nil {
+		return unread(err)
+	}
 	if b.Count == 0 {
 		return nil
 	}
@@ -121,7 +126,7 @@ func (c *Collector) encode(ep *protocol.Endpoint, req *protocol.Request, b *sche
 	if err := in.held.take(in.size + listed); err != nil {
 		return c.fail(in, unread(err))
 	}
-	in.describe(b)
+	in.describe(b, ep.AcceptRejected)
 
 	ranges := b.Split(c.limits.RecordMax)
 	stamp := c.ledger.Accept(len(ranges))
@@ -188,13 +193,13 @@ func (c *Collector) identify(ep *protocol.Endpoint, req *protocol.Request, b *sc
 }
 
 // describe keeps what the answer says of the batch, in memory of its own.
-func (in *intake) describe(b *schema.Batch) {
+func (in *intake) describe(b *schema.Batch, acceptRejected bool) {
 	rejected := make([]schema.Rejected, len(b.Rejected))
 	for i, r := range b.Rejected {
 		rejected[i] = schema.Rejected{Index: r.Index, Code: schema.Code(strings.Clone(string(r.Code))),
 			Field: strings.Clone(r.Field), Message: strings.Clone(r.Message), Size: r.Size}
 	}
-	if len(b.Events) > 0 {
+	if len(b.Events) > 0 || acceptRejected {
 		in.result.Rejected = rejected
 		return
 	}

@@ -23,8 +23,46 @@ type handler func(*answerWriter, *http.Request)
 type route struct {
 	name    string // label in metrics
 	methods map[string]handler
-	cors    []string // request headers pages of other origins may send; nil: not for them
-	refuse  func(protocol.Problem) protocol.Answer
+	// endpoints of each method that has any; the first takes what the others do not.
+	endpoints map[string][]*protocol.Endpoint
+	cors      []string // request headers pages of other origins may send; nil: not for them
+	refuse    func(protocol.Problem) protocol.Answer
+}
+
+// add has an endpoint take a method of the path, alone or with others. Where it
+// cannot, add returns who has it.
+func (r *route) add(method string, ep *protocol.Endpoint, serve func(*answerWriter, *http.Request, []*protocol.Endpoint)) (by string) {
+	if r.endpoints == nil {
+		r.endpoints = map[string][]*protocol.Endpoint{}
+	}
+	eps := r.endpoints[method]
+	if r.methods[method] != nil && eps == nil { // one of the builtin
+		return r.name
+	}
+	switch {
+	case ep.Takes != nil:
+		eps = append(eps, ep)
+	case len(eps) > 0 && eps[0].Takes == nil:
+		return eps[0].Name
+	default:
+		eps = slices.Insert(eps, 0, ep)
+	}
+	r.endpoints[method] = eps
+	r.methods[method] = func(w *answerWriter, req *http.Request) { serve(w, req, eps) }
+	return ""
+}
+
+// find returns the route of a path: the exact one, or the one of any last segment.
+func (c *Collector) find(path string) *route {
+	if rt := c.routes[path]; rt != nil {
+		return rt
+	}
+	if i := strings.LastIndexByte(path, '/'); i >= 0 && i+1 < len(path) {
+		if rt := c.wild[path[:i]]; rt != nil {
+			return rt
+		}
+	}
+	return nil
 }
 
 func (r *route) allow() string {
@@ -43,26 +81,26 @@ func (r *route) allow() string {
 // request is counted, and no panic leaves.
 func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w := &answerWriter{ResponseWriter: rw, unread: r.ContentLength != 0, last: &c.draining}
-	name := "other"
+	w.name = "other"
 	refuse := protocol.Refuse
 	c.metrics.requestsInFlight.Inc()
 	defer func() {
 		if v := recover(); v != nil {
-			c.log.fault(name, fmt.Sprint(v))
-			c.metrics.refuse(name, protocol.CodeInternal)
+			c.log.fault(w.name, fmt.Sprint(v))
+			c.metrics.refuse(w.name, protocol.CodeInternal)
 			if w.status == 0 {
 				c.write(w, protocol.Refuse(*protocol.NewProblem(protocol.CodeInternal, "a fault in the collector")))
 			}
 		}
 		c.metrics.requestsInFlight.Dec()
-		c.metrics.requests.WithLabelValues(name, w.code()).Inc()
+		c.metrics.requests.WithLabelValues(w.name, w.code()).Inc()
 	}()
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
 
-	rt := c.routes[r.URL.Path]
+	rt := c.find(r.URL.Path)
 	if rt != nil {
-		name = rt.name
+		w.name = rt.name
 		if rt.refuse != nil {
 			refuse = rt.refuse
 		}
@@ -76,16 +114,16 @@ func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		defer cn.nextRequest()
 		if why := cn.ambiguous(r); why != "" {
 			w.unread = true // also where net/http sees no body: the connection must not be used again
-			c.refuse(w, r, name, refuse, protocol.NewProblem(protocol.CodeBadRequest, why))
+			c.refuse(w, r, refuse, protocol.NewProblem(protocol.CodeBadRequest, why))
 			return
 		}
 	}
 	if p := tooLong(r); p != nil {
-		c.refuse(w, r, name, refuse, p)
+		c.refuse(w, r, refuse, p)
 		return
 	}
 	if rt == nil {
-		c.refuse(w, r, name, refuse, protocol.NewProblem(protocol.CodeNotFound, "no such path"))
+		c.refuse(w, r, refuse, protocol.NewProblem(protocol.CodeNotFound, "no such path"))
 		return
 	}
 	if h := rt.methods[r.Method]; h != nil {
@@ -97,7 +135,7 @@ func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		c.preflight(w, rt)
 		return
 	}
-	c.refuse(w, r, name, refuse, protocol.NewProblem(protocol.CodeMethodNotAllowed, "this path takes "+rt.allow()))
+	c.refuse(w, r, refuse, protocol.NewProblem(protocol.CodeMethodNotAllowed, "this path takes "+rt.allow()))
 }
 
 // preflight answers a browser that asks what a page of another origin may send.
@@ -131,9 +169,9 @@ func tooLong(r *http.Request) *protocol.Problem {
 }
 
 // refuse answers with a problem, and logs and counts it.
-func (c *Collector) refuse(w *answerWriter, r *http.Request, name string, shape func(protocol.Problem) protocol.Answer, p *protocol.Problem) {
-	c.metrics.refuse(name, p.Code)
-	c.log.refused(name, r.RemoteAddr, r.UserAgent(), p)
+func (c *Collector) refuse(w *answerWriter, r *http.Request, shape func(protocol.Problem) protocol.Answer, p *protocol.Problem) {
+	c.metrics.refuse(w.name, p.Code)
+	c.log.refused(w.name, r.RemoteAddr, r.UserAgent(), p)
 	if p.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="sluice"`)
 	}
@@ -173,6 +211,7 @@ const linger = time.Second
 // cannot, or should not, be used again.
 type answerWriter struct {
 	http.ResponseWriter
+	name   string // of the endpoint: a label in metrics
 	status int
 	unread bool         // there is a body, and it was not read to its end
 	last   *atomic.Bool // this is the last answer on any connection

@@ -26,54 +26,105 @@ const (
 func comeBack() time.Duration { return soonest + rand.N(latest-soonest) }
 
 // serve is the way of one request to an endpoint: from its headers to an answer.
-func (c *Collector) serve(w *answerWriter, r *http.Request, ep *protocol.Endpoint) {
-	start := time.Now()
-	g, limiter, p := c.admit(r, ep)
-	if p != nil {
-		c.refuse(w, r, ep.Name, ep.Refuse, p)
+// Where several protocols share the path, the body tells which of them it is for;
+// until then the first one speaks.
+func (c *Collector) serve(w *answerWriter, r *http.Request, eps []*protocol.Endpoint) {
+	in := &intake{start: time.Now(), ep: eps[0]}
+	if p := c.admit(r, eps, in); p != nil {
+		c.refuse(w, r, in.ep.Refuse, p)
 		return
 	}
-	held := c.inflight.enter(g.ID)
-	if held == nil {
-		c.refuse(w, r, ep.Name, ep.Refuse, overloaded())
+	in.held = c.inflight.enter(in.grant.ID)
+	if in.held == nil {
+		c.refuse(w, r, in.ep.Refuse, overloaded())
 		return
 	}
 	// What is held covers the answer too, which may list thousands of events.
-	defer held.close()
+	defer in.held.close()
 
-	res, p := c.take(w, r, ep, &intake{grant: g, limiter: limiter, held: held, start: start})
+	res, p := c.take(w, r, eps, in)
+	w.name = in.ep.Name
 	if p != nil {
-		c.refuse(w, r, ep.Name, ep.Refuse, p)
+		c.refuse(w, r, in.ep.Refuse, p)
 		return
 	}
-	c.write(w, ep.Accept(res))
+	c.write(w, in.ep.Accept(res))
 }
+
+// unidentified is whose account a request is on before its body, which has the
+// key, was read. No key has this name: names are text.
+const unidentified = "\x00"
 
 // admit decides what can be decided without the body: who sends, whether they
 // may, and whether there is somewhere to put it.
-func (c *Collector) admit(r *http.Request, ep *protocol.Endpoint) (Grant, *rate.Limiter, *protocol.Problem) {
-	key := ep.Key(r)
+func (c *Collector) admit(r *http.Request, eps []*protocol.Endpoint, in *intake) *protocol.Problem {
+	key := in.ep.Key(r)
+	if key == "" && slices.ContainsFunc(eps, func(ep *protocol.Endpoint) bool { return ep.BodyKey != nil }) {
+		in.grant.ID = unidentified
+	} else if p := c.authorize(key, in); p != nil {
+		return p
+	} else if len(eps) == 1 { // else the body says which scope it takes
+		if p := allowed(in); p != nil {
+			return p
+		}
+	}
+	if err := c.accepting(); err != nil {
+		return notDurable(err)
+	}
+	return nil
+}
+
+// identified finishes what admit could not, now that the body is there: which of
+// the protocols it is for, and who sends.
+func (c *Collector) identified(eps []*protocol.Endpoint, req *protocol.Request, in *intake) *protocol.Problem {
+	for _, ep := range eps[1:] {
+		if ep.Takes(req) {
+			in.ep = ep
+			break
+		}
+	}
+	if in.grant.ID == unidentified {
+		key := ""
+		if in.ep.BodyKey != nil {
+			key = in.ep.BodyKey(req)
+		}
+		if p := c.authorize(key, in); p != nil {
+			return p
+		}
+		if !in.held.move(in.grant.ID) {
+			return overloaded()
+		}
+	}
+	return allowed(in)
+}
+
+// allowed reports whether the key may use the endpoint.
+func allowed(in *intake) *protocol.Problem {
+	if in.ep.Scope != "" && len(in.grant.Scopes) > 0 && !slices.Contains(in.grant.Scopes, in.ep.Scope) {
+		return protocol.NewProblem(protocol.CodeScopeMissing, "the write key may not use this endpoint")
+	}
+	return nil
+}
+
+// authorize finds out what a key allows.
+func (c *Collector) authorize(key string, in *intake) *protocol.Problem {
 	g, err := c.keys.Lookup(key)
 	switch {
 	case errors.Is(err, ErrUnknownKey) && key == "":
-		return g, nil, protocol.NewProblem(protocol.CodeNoKey, "the request has no write key")
+		return protocol.NewProblem(protocol.CodeNoKey, "the request has no write key")
 	case errors.Is(err, ErrUnknownKey):
-		return g, nil, protocol.NewProblem(protocol.CodeUnknownKey, "no such write key")
+		return protocol.NewProblem(protocol.CodeUnknownKey, "no such write key")
 	case err != nil:
-		return g, nil, protocol.NewProblem(protocol.CodeInternal, "the write key could not be checked").Because(err)
+		return protocol.NewProblem(protocol.CodeInternal, "the write key could not be checked").Because(err)
 	case g.Disabled:
-		return g, nil, protocol.NewProblem(protocol.CodeKeyDisabled, "the write key is disabled")
-	case ep.Scope != "" && len(g.Scopes) > 0 && !slices.Contains(g.Scopes, ep.Scope):
-		return g, nil, protocol.NewProblem(protocol.CodeScopeMissing, "the write key may not use this endpoint")
+		return protocol.NewProblem(protocol.CodeKeyDisabled, "the write key is disabled")
 	}
-	limiter := c.rates.limiter(&g)
-	if wait := spent(limiter); wait > 0 {
-		return g, nil, overRate(wait)
+	in.grant = g
+	in.limiter = c.rates.limiter(&in.grant)
+	if wait := spent(in.limiter); wait > 0 {
+		return overRate(wait)
 	}
-	if err := c.accepting(); err != nil {
-		return g, nil, notDurable(err)
-	}
-	return g, limiter, nil
+	return nil
 }
 
 func overloaded() *protocol.Problem {
@@ -91,6 +142,7 @@ func notDurable(err error) *protocol.Problem {
 
 // intake is one request on its way to being a published batch.
 type intake struct {
+	ep      *protocol.Endpoint
 	grant   Grant
 	limiter *rate.Limiter // nil: no rate
 	held    *holding
@@ -137,8 +189,8 @@ func (c *Collector) withdraw(in *intake) {
 }
 
 // take makes the request's batch durable and returns what to answer.
-func (c *Collector) take(w *answerWriter, r *http.Request, ep *protocol.Endpoint, in *intake) (protocol.Result, *protocol.Problem) {
-	mediaType, p := mediaType(r.Header["Content-Type"], ep)
+func (c *Collector) take(w *answerWriter, r *http.Request, eps []*protocol.Endpoint, in *intake) (protocol.Result, *protocol.Problem) {
+	mediaType, p := mediaType(r.Header["Content-Type"], in.ep)
 	if p != nil {
 		return protocol.Result{}, p
 	}
@@ -158,7 +210,7 @@ func (c *Collector) take(w *answerWriter, r *http.Request, ep *protocol.Endpoint
 	defer c.withdraw(in)
 	in.trace = traceparent(r)
 	req := &protocol.Request{Header: r.Header, Query: r.URL.Query(), Path: r.URL.Path, MediaType: mediaType, MaxEvents: c.limits.MaxEvents}
-	if p := c.prepare(ep, req, enc, wire, in); p != nil {
+	if p := c.prepare(eps, req, enc, wire, in); p != nil {
 		return protocol.Result{}, p
 	}
 	if in.attempt != nil && !in.first {
@@ -253,6 +305,7 @@ func (c *Collector) share(in *intake) (protocol.Result, *protocol.Problem) {
 		return protocol.Result{}, protocol.NewProblem(protocol.CodeKeyReused, "the idempotency key was used before with other events")
 	}
 	res, p := o.answer()
+	res.Reply, res.BodyBytes = in.result.Reply, in.result.BodyBytes
 	switch {
 	case p == nil:
 		c.metrics.count(eventsDuplicate, res.Accepted)

@@ -81,6 +81,17 @@ func Codes() []CodeInfo {
 	}
 }
 
+// Retryable reports whether a request that was refused with this code may succeed
+// later as it is.
+func Retryable(code string) bool {
+	for _, c := range Codes() {
+		if c.Code == code {
+			return c.Retry
+		}
+	}
+	return false
+}
+
 // statusOf is the status of a code; an unknown one is our fault.
 func statusOf(code string) int {
 	for _, c := range Codes() {

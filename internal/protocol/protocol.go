@@ -26,6 +26,10 @@ type Request struct {
 	MediaType string // lower case, without parameters; empty where none was sent
 	Body      []byte
 	MaxEvents int // more events than this: schema.BodyError with code too_many_events
+
+	// Reply is for Decode to leave what Accept needs of the body, such as an answer
+	// that names every event. It must not alias Body.
+	Reply []byte
 }
 
 // Answer is a complete HTTP answer, ready to write.
@@ -43,8 +47,9 @@ type Result struct {
 	Accepted  int
 	Rejected  []schema.Rejected // without Bytes
 	Durable   batch.Durable
-	Duplicate bool // a copy of what was acknowledged before
-	BodyBytes int  // size of the decompressed body; some SDKs want it back
+	Duplicate bool   // a copy of what was acknowledged before
+	BodyBytes int    // size of the decompressed body; some SDKs want it back
+	Reply     []byte // what Decode left in Request.Reply
 }
 
 // Problem is why a request was refused: an RFC 9457 problem with a stable code.
@@ -71,8 +76,15 @@ type Endpoint struct {
 	Name    string   // label in metrics, e.g. "native_exposures"
 	Source  string   // the protocol, as stored in the source column
 	Methods []string // e.g. POST
-	Path    string   // exact, e.g. /v1/exposures
-	Scope   string   // what a write key must be allowed: "exposures", "events"; empty: nothing in particular
+	// Path is exact, e.g. /v1/exposures, or ends in /*, which is one more segment,
+	// whatever it is. The exact path goes first.
+	Path  string
+	Scope string // what a write key must be allowed: "exposures", "events"; empty: nothing in particular
+	// Takes reports whether a body is this protocol's, where another has the same
+	// path. Exactly one of the endpoints of a path and method has none: it takes
+	// what the others do not, and what can be said before the body is read is said
+	// its way. It is called with a decompressed body that may be anything.
+	Takes func(req *Request) bool
 
 	// MediaTypes are those accepted, in lower case and without parameters; empty:
 	// any. A request without a Content-Type is always accepted.
@@ -86,6 +98,15 @@ type Endpoint struct {
 
 	// Key finds the write key; "" means none. Nil: WriteKey.
 	Key func(r *http.Request) string
+	// BodyKey finds the write key in the decompressed body, which may be anything.
+	// It is asked where Key found none; then nobody is told that a key is missing
+	// before the body was read. Nil: it is never there. The result must not alias
+	// the body.
+	BodyKey func(req *Request) string
+	// AcceptRejected has a batch whose every event was rejected answered by Accept,
+	// once the events are safe among the dead letters, for SDKs that an error makes
+	// stop, or send the same again.
+	AcceptRejected bool
 	// Decode fills the batch, which comes empty: events, rejected events, sdk and
 	// sent-at. It returns an error only for a body that is broken as a whole, a
 	// *schema.BodyError or a *Problem; one bad event goes to b.Rejected. A batch

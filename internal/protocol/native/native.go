@@ -37,10 +37,25 @@ func endpoint(name, path, scope string, def schema.Kind) protocol.Endpoint {
 		Decode: func(req *protocol.Request, b *schema.Batch) error {
 			return decode(req, def, b)
 		},
-		IdempotencyKey: func(req *protocol.Request, _ *schema.Batch) (string, *protocol.Problem) {
-			return protocol.HeaderIdempotencyKey(req.Header)
-		},
+		IdempotencyKey: idempotencyKey,
 	}
+}
+
+// idempotencyKey is the header, or for beacons, which cannot set one, the query
+// parameter idempotency_key.
+func idempotencyKey(req *protocol.Request, _ *schema.Batch) (string, *protocol.Problem) {
+	key, p := protocol.HeaderIdempotencyKey(req.Header)
+	if key != "" || p != nil {
+		return key, p
+	}
+	vs := req.Query["idempotency_key"]
+	switch {
+	case len(vs) == 0:
+		return "", nil
+	case len(vs) > 1 || !protocol.ValidIdempotencyKey(vs[0]):
+		return "", protocol.NewProblem(protocol.CodeBadIdempotencyKey, "idempotency_key must come once and have 1 to 256 visible ASCII characters (! to ~)")
+	}
+	return vs[0], nil
 }
 
 func decode(req *protocol.Request, def schema.Kind, b *schema.Batch) error {
