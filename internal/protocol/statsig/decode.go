@@ -1,15 +1,11 @@
 package statsig
 
 import (
-	"bytes"
 	"encoding/base64"
-	"errors"
 	"slices"
-	"strconv"
-	"strings"
-	"unicode/utf8"
 
 	"sluice/internal/protocol"
+	"sluice/internal/protocol/wire"
 	"sluice/pkg/jsonscan"
 	"sluice/pkg/schema"
 )
@@ -26,8 +22,7 @@ func decode(req *protocol.Request, b *schema.Batch) error {
 			return err
 		}
 	}
-	d := decoder{body: body, b: b, maxEvents: req.MaxEvents}
-	d.r.Reset(body, schema.MaxDepth)
+	d := decoder{Decoder: wire.New(body, req.MaxEvents, b), body: body}
 	if err := d.read(); err != nil {
 		return err
 	}
@@ -38,91 +33,37 @@ func decode(req *protocol.Request, b *schema.Batch) error {
 
 // decoder reads one body into one batch.
 type decoder struct {
-	r         jsonscan.Reader
-	body      []byte
-	b         *schema.Batch
-	maxEvents int
-	sent      int // elements of the event list, noise included
-
-	// Of the event being read.
-	attrs   []schema.Attribute
-	nested  []schema.Attribute // those of its metadata that are JSON text
-	tooMany bool               // there were more
-
-	paths map[string]string // see path
+	*wire.Decoder
+	body   []byte
+	nested []schema.Attribute // those of the event's metadata that are JSON text
 
 	// Of the envelope.
 	sdkType, sdkVersion, stableID, clientTime string
 	lookedAhead                               bool
 }
 
-func (d *decoder) read() error {
-	r := &d.r
-	var err error
-	switch {
-	case len(bytes.TrimLeft(d.body, " \t\r\n")) == 0:
-		return empty("the body is empty")
-	case r.Kind() == jsonscan.Array:
-		err = d.events()
-	case r.Kind() == jsonscan.Object:
-		err = d.wrapper()
-	case !r.Null():
-		r.Skip()
-		if r.End() == nil {
-			err = malformed("want an array of events, or an object with the array `events`")
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if err := r.End(); err != nil {
-		return syntaxError(err)
-	}
-	if d.sent == 0 {
-		return empty("there is no event in the body")
-	}
-	return nil
-}
+func (d *decoder) read() error { return d.Document(d.wrapper, d.event) }
 
 // wrapper reads {"events":[…],"statsigMetadata":{…}}.
 func (d *decoder) wrapper() error {
-	r := &d.r
 	found := false
-	r.Object()
-	for r.More() {
-		switch r.Key() {
+	for d.More() {
+		switch d.Key() {
 		case "events":
 			if found {
-				return malformed("`events` is there twice")
+				return wire.Malformed("`events` is there twice")
 			}
 			found = true
-			if r.Null() {
-				break
-			}
-			if k := r.Kind(); k != jsonscan.Array && k != jsonscan.None {
-				return malformed("`events` is not an array")
-			}
-			if err := d.events(); err != nil {
+			if err := d.Each(d.event); err != nil {
 				return err
 			}
 		case "statsigMetadata":
 			d.envelope()
 		case "clientTime":
-			d.clientTime = d.loose()
+			d.clientTime = d.Loose()
 		default:
-			r.Skip()
+			d.Skip()
 		}
-	}
-	return nil // a syntax error is found by the caller
-}
-
-func (d *decoder) events() error {
-	d.r.Array()
-	for d.r.More() {
-		if d.sent++; d.sent > d.maxEvents {
-			return &schema.BodyError{Code: schema.BodyTooManyEvents, Detail: "more than " + strconv.Itoa(d.maxEvents) + " events"}
-		}
-		d.event()
 	}
 	return nil // a syntax error is found by the caller
 }
@@ -130,34 +71,23 @@ func (d *decoder) events() error {
 // envelope reads statsigMetadata. Whatever is odd in there counts as absent: it
 // must not cost the events.
 func (d *decoder) envelope() {
-	r := &d.r
-	if r.Kind() != jsonscan.Object {
-		r.Skip()
+	if d.Kind() != jsonscan.Object {
+		d.Skip()
 		return
 	}
-	r.Object()
-	for r.More() {
-		switch r.Key() {
+	d.Reader.Object()
+	for d.More() {
+		switch d.Key() {
 		case "sdkType":
-			d.sdkType = d.loose()
+			d.sdkType = d.Loose()
 		case "sdkVersion":
-			d.sdkVersion = d.loose()
+			d.sdkVersion = d.Loose()
 		case "stableID":
-			d.stableID = d.loose()
+			d.stableID = d.Loose()
 		default:
-			r.Skip()
+			d.Skip()
 		}
 	}
-}
-
-// loose reads a string or number; anything else, or one that is faulty, is "".
-func (d *decoder) loose() string {
-	d.r.ClearFault()
-	k, s := d.r.Scalar()
-	if d.r.Fault() != jsonscan.NoFault || k != jsonscan.String && k != jsonscan.Number {
-		return ""
-	}
-	return s
 }
 
 // deviceID is statsigMetadata.stableID: the id a browser SDK gives the device it
@@ -168,20 +98,7 @@ func (d *decoder) deviceID() string {
 		return d.stableID
 	}
 	d.lookedAhead = true
-	ahead := decoder{}
-	r := &ahead.r
-	r.Reset(d.body, schema.MaxDepth)
-	if r.Kind() != jsonscan.Object || !r.Object() {
-		return ""
-	}
-	for r.More() {
-		if r.Key() == "statsigMetadata" {
-			ahead.envelope()
-		} else {
-			r.Skip()
-		}
-	}
-	d.stableID = ahead.stableID
+	d.stableID = wire.Member(d.body, "statsigMetadata", "stableID")
 	return d.stableID
 }
 
@@ -190,42 +107,22 @@ func (d *decoder) deviceID() string {
 func (d *decoder) sdk(req *protocol.Request) string {
 	name, version := d.sdkType, d.sdkVersion
 	if name == "" {
-		name = first(req.Header.Get("Statsig-Sdk-Type"), req.Query.Get("st"))
+		name = wire.First(req.Header.Get("Statsig-Sdk-Type"), req.Query.Get("st"))
 	}
 	if version == "" {
-		version = first(req.Header.Get("Statsig-Sdk-Version"), req.Query.Get("sv"))
+		version = wire.First(req.Header.Get("Statsig-Sdk-Version"), req.Query.Get("sv"))
 	}
-	if name == "" {
-		return ""
-	}
-	if version != "" {
-		name += "/" + version
-	}
-	// Beyond that it is not the name of an SDK.
-	const most = 256
-	if len(name) > most || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
-		return ""
-	}
-	return name
+	return wire.SDK(name, version)
 }
 
 // sentAt is the client's clock at this attempt, microseconds since the epoch; 0
 // where it does not say.
 func (d *decoder) sentAt(req *protocol.Request) int64 {
-	us, ok := parseMillis(first(req.Header.Get("Statsig-Client-Time"), req.Query.Get("t"), d.clientTime))
+	us, ok := schema.ParseEpochMillis(wire.First(req.Header.Get("Statsig-Client-Time"), req.Query.Get("t"), d.clientTime))
 	if !ok {
 		return 0
 	}
 	return us
-}
-
-func first(ss ...string) string {
-	for _, s := range ss {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
 }
 
 // maxEncoded bounds an encoded body, in bytes as sent: undoing the encoding takes
@@ -247,37 +144,7 @@ func unreverse(body []byte) ([]byte, error) {
 	plain := make([]byte, base64.StdEncoding.DecodedLen(len(turned)))
 	n, err := base64.StdEncoding.Decode(plain, turned)
 	if err != nil {
-		return nil, malformed("the body is not the reversed base64 it is said to be")
+		return nil, wire.Malformed("the body is not the reversed base64 it is said to be")
 	}
-	plain = plain[:n]
-	high := 0
-	for _, c := range plain {
-		if c >= utf8.RuneSelf {
-			high++
-		}
-	}
-	if high == 0 {
-		return plain, nil
-	}
-	out := make([]byte, 0, n+high)
-	for _, c := range plain {
-		out = utf8.AppendRune(out, rune(c))
-	}
-	return out, nil
-}
-
-func malformed(detail string) error {
-	return &schema.BodyError{Code: schema.BodyMalformed, Detail: detail}
-}
-
-func empty(detail string) error {
-	return &schema.BodyError{Code: schema.BodyEmpty, Detail: detail}
-}
-
-func syntaxError(err error) error {
-	code := schema.BodyMalformed
-	if e := (*jsonscan.Error)(nil); errors.As(err, &e) && e.TooDeep {
-		code = schema.BodyTooDeep
-	}
-	return &schema.BodyError{Code: code, Detail: "not JSON: " + err.Error()}
+	return wire.Latin1(plain[:n]), nil
 }

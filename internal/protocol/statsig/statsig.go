@@ -97,7 +97,7 @@ func accept(protocol.Result) protocol.Answer {
 func refuse(p protocol.Problem) protocol.Answer {
 	switch {
 	case p.Status >= http.StatusInternalServerError:
-	case retryable(p.Code):
+	case protocol.Retryable(p.Code):
 		p.Status = http.StatusServiceUnavailable
 	case p.Status == http.StatusUnauthorized, p.Status == http.StatusForbidden, p.Status == http.StatusNotFound,
 		p.Status == http.StatusMethodNotAllowed, p.Status == http.StatusRequestEntityTooLarge:
@@ -108,13 +108,4 @@ func refuse(p protocol.Problem) protocol.Answer {
 		p.RetryAfter = max(p.RetryAfter, time.Second)
 	}
 	return protocol.Refuse(p)
-}
-
-func retryable(code string) bool {
-	for _, c := range protocol.Codes() {
-		if c.Code == code {
-			return c.Retry
-		}
-	}
-	return false
 }

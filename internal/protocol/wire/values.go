@@ -36,7 +36,7 @@ func (d *Decoder) ID(field string) string {
 func (d *Decoder) JSON(field string) string {
 	switch d.Kind() {
 	case jsonscan.Array, jsonscan.Object:
-		s := text(d.Skip())
+		s := String(d.Skip())
 		d.Settle(field)
 		return s
 	}
@@ -82,10 +82,11 @@ func (d *Decoder) time(field, want string, parse func(string) (int64, bool)) (in
 	if s == "" || k == jsonscan.None {
 		return 0, false
 	}
-	us, ok := int64(0), false
-	if k != jsonscan.Bool {
-		us, ok = parse(s)
+	if k == jsonscan.Bool {
+		d.Fail(schema.CodeInvalidType, field, field+" has the wrong type")
+		return 0, false
 	}
+	us, ok := parse(s)
 	if !ok {
 		d.Fail(schema.CodeInvalidTime, field, field+" must be "+want)
 	}
@@ -195,7 +196,7 @@ const (
 // and their name. A null says nothing.
 func (d *Decoder) Flat(prefix string, n Nested) {
 	if !d.Object() {
-		d.Settle("attributes")
+		d.Settle(First(d.Within, "attributes"))
 		return
 	}
 	for d.More() {
@@ -210,7 +211,7 @@ func (d *Decoder) Member(name string, n Nested) {
 		d.Null()
 	case jsonscan.Array, jsonscan.Object:
 		if n == AsText {
-			d.Put(name, text(d.Skip()))
+			d.Put(name, String(d.Skip()))
 		} else {
 			d.Ignore()
 		}
@@ -219,7 +220,7 @@ func (d *Decoder) Member(name string, n Nested) {
 			d.Put(name, s)
 		}
 	}
-	d.Settle("attributes")
+	d.Settle(First(d.Within, "attributes"))
 }
 
 // maxMembers is how many attributes of one event are looked at: as many as it may

@@ -41,6 +41,9 @@ type Decoder struct {
 	// Attrs are the attributes of the event being read, in any order; of several
 	// with one key the last counts. Each empties them before an event.
 	Attrs []schema.Attribute
+	// Within is the field that is named where an attribute is at fault; empty:
+	// "attributes". Each empties it before an event.
+	Within string
 
 	body      []byte
 	maxEvents int
@@ -71,7 +74,7 @@ func New(body []byte, maxEvents int, b *schema.Batch) *Decoder {
 // *schema.BodyError.
 func (d *Decoder) Document(envelope func() error, event func()) error {
 	var err error
-	switch blank := len(strings.Trim(text(d.body), " \t\r\n")) == 0; {
+	switch blank := len(strings.Trim(String(d.body), " \t\r\n")) == 0; {
 	case blank:
 		return Empty("the body is empty")
 	case d.Kind() == jsonscan.Array && event != nil:
@@ -151,7 +154,7 @@ func (d *Decoder) event(read func()) {
 // Whole reads the body, an object, as one event, for endpoints that take one
 // event a request. It is used in place of Document.
 func (d *Decoder) Whole(read func()) error {
-	switch blank := len(strings.Trim(text(d.body), " \t\r\n")) == 0; {
+	switch blank := len(strings.Trim(String(d.body), " \t\r\n")) == 0; {
 	case blank:
 		return Empty("the body is empty")
 	case d.Null():
@@ -179,7 +182,7 @@ func (d *Decoder) begin() {
 	d.start = d.Offset()
 	d.ClearFault()
 	d.Attrs, d.tooMany = d.Attrs[:0], false
-	d.seen = 0
+	d.seen, d.Within = 0, ""
 	d.code, d.field, d.message = "", "", ""
 }
 
@@ -338,8 +341,8 @@ func find(r *jsonscan.Reader, names []string) bool {
 	return false
 }
 
-// text is b as a string that shares its memory, as strings of a batch may.
-func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+// String is b as a string that shares its memory, as strings of a batch may.
+func String(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // Latin1 makes UTF-8 of a text of which each byte is one character: what btoa
 // takes in a browser.

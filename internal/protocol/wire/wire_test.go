@@ -93,7 +93,7 @@ func TestDecoder(t *testing.T) {
 		"experiment a list":          {event: `{"id":"u","x":["e"],"y":"v"}`, code: schema.CodeInvalidType, field: "experiment"},
 		"no experiment":              {event: `{"id":"u","x":null,"y":"v"}`, code: schema.CodeMissingField, field: "experiment"},
 		"bad time":                   {event: `{"id":"u","x":"e","y":"v","at":"soon"}`, code: schema.CodeInvalidTime, field: "time"},
-		"time true":                  {event: `{"id":"u","x":"e","y":"v","at":true}`, code: schema.CodeInvalidTime, field: "time"},
+		"time true":                  {event: `{"id":"u","x":"e","y":"v","at":true}`, code: schema.CodeInvalidType, field: "time"},
 		"time a list":                {event: `{"id":"u","x":"e","y":"v","at":[]}`, code: schema.CodeInvalidType, field: "time"},
 		"lone surrogate":             {event: `{"id":"\ud800","x":"e","y":"v"}`, code: schema.CodeInvalidString, field: "unit_id"},
 		"huge number":                {event: `{"id":1e999,"x":"e","y":"v"}`, code: schema.CodeInvalidNumber, field: "unit_id"},
