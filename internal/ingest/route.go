@@ -104,10 +104,15 @@ func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		if rt.refuse != nil {
 			refuse = rt.refuse
 		}
-		if rt.cors != nil && r.Header.Get("Origin") != "" {
-			// No credentials are ever read from a page's cookies, so any origin may ask.
-			w.Header().Set("Access-Control-Allow-Origin", "*")
-			w.Header().Set("Access-Control-Expose-Headers", "Retry-After")
+		if origin := r.Header.Get("Origin"); rt.cors != nil && origin != "" {
+			// Nothing is ever read from a page's cookies, so any origin may ask. It is
+			// named, and credentials are allowed, because beacons always carry them: a *
+			// would have the browser refuse their preflight.
+			h := w.Header()
+			h.Set("Access-Control-Allow-Origin", origin)
+			h.Set("Access-Control-Allow-Credentials", "true")
+			h.Set("Access-Control-Expose-Headers", "Retry-After")
+			h.Set("Vary", "Origin")
 		}
 	}
 	if cn := connOf(r); cn != nil {
@@ -132,20 +137,40 @@ func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Allow", rt.allow())
 	if r.Method == http.MethodOptions && rt.cors != nil {
-		c.preflight(w, rt)
+		preflight(w, r, rt)
 		return
 	}
 	c.refuse(w, r, refuse, protocol.NewProblem(protocol.CodeMethodNotAllowed, "this path takes "+rt.allow()))
 }
 
-// preflight answers a browser that asks what a page of another origin may send.
-func (c *Collector) preflight(w http.ResponseWriter, rt *route) {
+// preflight answers a browser that asks what a page of another origin may send:
+// the headers of the SDKs, and those it names, which another version of an SDK may
+// have come up with. A header nobody reads does no harm. The browser remembers the
+// answer for as long as it remembers any (Chromium: two hours).
+func preflight(w http.ResponseWriter, r *http.Request, rt *route) {
 	h := w.Header()
-	h.Set("Access-Control-Allow-Origin", "*")
 	h.Set("Access-Control-Allow-Methods", rt.allow())
-	h.Set("Access-Control-Allow-Headers", strings.Join(rt.cors, ", "))
+	h.Set("Access-Control-Allow-Headers", strings.Join(append(asked(r.Header.Get("Access-Control-Request-Headers"), rt.cors), rt.cors...), ", "))
 	h.Set("Access-Control-Max-Age", "86400")
+	h.Set("Vary", "Origin, Access-Control-Request-Headers")
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// asked returns the names of headers in a list that are not in known, a bounded
+// number of them.
+func asked(list string, known []string) []string {
+	const (
+		most    = 32
+		letters = "abcdefghijklmnopqrstuvwxyz0123456789-_" // what names of headers have in practice
+	)
+	var out []string
+	for name := range strings.SplitSeq(list, ",") {
+		name = strings.ToLower(strings.Trim(name, " \t"))
+		if name != "" && strings.Trim(name, letters) == "" && !slices.Contains(known, name) && len(out) < most {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // tooLong checks the size of the URL and of the headers.
