@@ -331,7 +331,7 @@ func protocols() map[string]replay.Protocol {
 		if _, ok := out[ep.Source]; ok || ep.Scope == "" { // without one it takes no events
 			continue
 		}
-		out[ep.Source] = replay.Protocol{Places: places(ep.Source), Decode: func(raw []byte, b *schema.Batch) error {
+		out[ep.Source] = replay.Protocol{Places: ep.Places, Decode: func(raw []byte, b *schema.Batch) error {
 			return ep.Decode(&protocol.Request{
 				Header: http.Header{}, Query: url.Values{}, Path: ep.Path, MaxEvents: 1,
 				Body: slices.Concat([]byte("["), raw, []byte("]")),
@@ -339,14 +339,6 @@ func protocols() map[string]replay.Protocol {
 		}}
 	}
 	return out
-}
-
-// places are where a protocol's events have what --set names.
-func places(source string) map[string]string {
-	if source == "statsig" {
-		return map[string]string{"unit_id": "user.userID", "time": "time", "name": "eventName", "value": "value"}
-	}
-	return nil
 }
 
 // The adapters say, in the types of the packages that must not know each other, what

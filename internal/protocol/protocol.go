@@ -112,6 +112,10 @@ type Endpoint struct {
 	// *schema.BodyError or a *Problem; one bad event goes to b.Rejected. A batch
 	// that is left with Count 0 is acknowledged without being stored.
 	Decode func(req *Request, b *schema.Batch) error
+	// Places says where in an event, by the names of the members on the way and dots
+	// between them, this protocol has what a dead letter may be mended with before it
+	// is replayed: of the native fields those it names. Nil: nothing can be.
+	Places map[string]string
 	// IdempotencyKey finds the client's own name for the batch; "" means none.
 	// Nil: the protocol has no such thing. It is called after Decode.
 	IdempotencyKey func(req *Request, b *schema.Batch) (string, *Problem)

@@ -47,6 +47,7 @@ func logs(name, path string) protocol.Endpoint {
 		CORS:      corsHeaders(),
 		Key:       key,
 		Decode:    decode,
+		Places:    map[string]string{"unit_id": "user.userID", "time": "time", "name": "eventName", "value": "value"},
 		Accept:    accept,
 		Refuse:    refuse,
 	}
