@@ -111,7 +111,7 @@ func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			h := w.Header()
 			h.Set("Access-Control-Allow-Origin", origin)
 			h.Set("Access-Control-Allow-Credentials", "true")
-			h.Set("Access-Control-Expose-Headers", "Retry-After")
+			h.Set("Access-Control-Expose-Headers", "Date, Retry-After") // LaunchDarkly's tells the time by Date
 			h.Set("Vary", "Origin")
 		}
 	}
