@@ -2,6 +2,7 @@ package native
 
 import (
 	"net/http"
+	"net/url"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -96,6 +97,28 @@ func TestSentAt(t *testing.T) {
 		require.NoError(t, Endpoints()[0].Decode(req, b))
 		assert.Equal(t, want, b.SentAt, "%q", header)
 	}
+}
+
+// A beacon cannot set headers.
+func TestIdempotencyKeyInQuery(t *testing.T) {
+	ep := Endpoints()[0]
+	for query, want := range map[string]string{"idempotency_key=k-1": "k-1", "": "", "k=x": ""} {
+		q, err := url.ParseQuery(query)
+		require.NoError(t, err)
+		key, p := ep.IdempotencyKey(&protocol.Request{Query: q}, nil)
+		assert.Nil(t, p)
+		assert.Equal(t, want, key)
+	}
+	for _, query := range []string{"idempotency_key=", "idempotency_key=a&idempotency_key=a", "idempotency_key=a%20b"} {
+		q, err := url.ParseQuery(query)
+		require.NoError(t, err)
+		_, p := ep.IdempotencyKey(&protocol.Request{Query: q}, nil)
+		require.NotNil(t, p, query)
+		assert.Equal(t, protocol.CodeBadIdempotencyKey, p.Code)
+	}
+	key, p := ep.IdempotencyKey(&protocol.Request{Header: http.Header{"Idempotency-Key": {"h"}}, Query: url.Values{"idempotency_key": {"q"}}}, nil)
+	assert.Nil(t, p)
+	assert.Equal(t, "h", key, "the header goes first")
 }
 
 func TestIdempotencyKey(t *testing.T) {
