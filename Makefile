@@ -17,10 +17,12 @@ TESTFLAGS ?=
 GO_FILES = find . -name '*.go' -not -path '*/node_modules/*' -not -path './.git/*'
 STATICCHECK = go tool -modfile=tools/go.mod staticcheck
 
-# SDKs that tests run, each locked in a folder of its own.
-SDKS := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard test/*/package-lock.json test/*/*/package-lock.json))
+# npm packages that tests run, each set locked in a folder of its own, and the
+# logger for browsers and Node.
+JS = clients/js
+NPM := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard $(JS)/package-lock.json test/*/package-lock.json test/*/*/package-lock.json))
 
-.PHONY: help build run prove test install lint fuzz clean
+.PHONY: help build run prove test install js lint fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +48,11 @@ install: ## install what the tests need: the ClickHouse engine (npm) and Apache 
 	@echo "installing the packages of $*"
 	cd $* && npm ci --no-audit --no-fund
 
+js: $(JS)/node_modules/.package-lock.json ## build clients/js and run its tests
+	cd $(JS) && npm run --silent build && npm test --silent
+
 # The race detector needs cgo, and that a C compiler.
-test: install $(SDKS) ## run every test (PKGS=./pkg/... for some, TESTFLAGS='-run Name')
+test: install $(NPM) js ## run every test (PKGS=./pkg/... for some, TESTFLAGS='-run Name')
 	@if printf '#include <stdlib.h>\n#include <pthread.h>\n' | $$(go env CC) -fsyntax-only -x c - 2>/dev/null; then \
 		echo "with the race detector: there is a C compiler"; cgo=1 race=-race; \
 	else \
@@ -75,4 +80,4 @@ fuzz: ## run each fuzz target for FUZZTIME (30s)
 	done
 
 clean: ## remove what was built and installed here; data in .sluice/ stays
-	rm -rf bin $(dir $(SDKS))
+	rm -rf bin $(JS)/dist $(dir $(NPM))
