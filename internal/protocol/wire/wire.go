@@ -56,7 +56,8 @@ type Decoder struct {
 	code           schema.Code
 	field, message string
 
-	paths map[string]string // see Path
+	paths    map[string]string // see Path
+	repeated int               // see Repeat
 }
 
 // New returns a Decoder of body that fills b. More elements than maxEvents are a
