@@ -21,7 +21,15 @@ import (
 	"sluice/internal/keys"
 	"sluice/internal/ledger"
 	"sluice/internal/protocol"
+	"sluice/internal/protocol/amplitude"
+	"sluice/internal/protocol/eppo"
+	"sluice/internal/protocol/growthbook"
+	"sluice/internal/protocol/launchdarkly"
 	"sluice/internal/protocol/native"
+	"sluice/internal/protocol/optimizely"
+	"sluice/internal/protocol/otlp"
+	"sluice/internal/protocol/posthog"
+	"sluice/internal/protocol/segment"
 	"sluice/internal/protocol/statsig"
 	"sluice/internal/publish"
 	"sluice/internal/spool"
@@ -35,6 +43,14 @@ func endpoints() []protocol.Endpoint {
 	return slices.Concat(
 		native.Endpoints(),
 		statsig.Endpoints(),
+		launchdarkly.Endpoints(),
+		segment.Endpoints(),
+		posthog.Endpoints(),
+		amplitude.Endpoints(),
+		optimizely.Endpoints(),
+		otlp.Endpoints(),
+		growthbook.Endpoints(),
+		eppo.Endpoints(),
 	)
 }
 

@@ -14,6 +14,14 @@ import (
 	"sluice/internal/config"
 	"sluice/internal/kafka"
 	"sluice/internal/protocol"
+	"sluice/internal/protocol/amplitude"
+	"sluice/internal/protocol/eppo"
+	"sluice/internal/protocol/growthbook"
+	"sluice/internal/protocol/launchdarkly"
+	"sluice/internal/protocol/optimizely"
+	"sluice/internal/protocol/otlp"
+	"sluice/internal/protocol/posthog"
+	"sluice/internal/protocol/segment"
 	"sluice/internal/protocol/statsig"
 	"sluice/internal/replay"
 	"sluice/pkg/batch"
@@ -327,7 +335,10 @@ func (r *replays) show(t *tool, result repairResult) error {
 // array of one.
 func protocols() map[string]replay.Protocol {
 	out := map[string]replay.Protocol{}
-	for _, ep := range slices.Concat(statsig.Endpoints()) {
+	for _, ep := range slices.Concat(
+		statsig.Endpoints(), launchdarkly.Endpoints(), segment.Endpoints(), posthog.Endpoints(), amplitude.Endpoints(),
+		optimizely.Endpoints(), otlp.Endpoints(), growthbook.Endpoints(), eppo.Endpoints(),
+	) {
 		if _, ok := out[ep.Source]; ok || ep.Scope == "" { // without one it takes no events
 			continue
 		}
