@@ -21,6 +21,7 @@ type cli struct {
 	Replay  replays   `cmd:"" help:"Send dead letters again after a fix, or insert rows that are missing again from Kafka. Twice is harmless."`
 	Spool   spools    `cmd:"" help:"Look after the spool of a collector: list, verify, print, send. Works on a damaged one too."`
 	Prove   proveVerb `cmd:"" help:"Break a pipeline of its own in every way there is, and count what it acknowledged and stored. Exit code 3 for anything lost or doubled."`
+	Doctor  doctors   `cmd:"" help:"Send one test exposure as an SDK would, and follow it into ClickHouse. Exit code 3 where it does not arrive as it was sent."`
 	Resume  resume    `cmd:"" help:"List the partitions a sink has stopped at a gap, and let them go on."`
 	Keys    struct {
 		Add     keysAdd     `cmd:"" help:"Make a write key. It is printed once; the file keeps its hash."`
