@@ -15,7 +15,8 @@ const common = { bundle: true, target: 'es2020', define: { VERSION: JSON.stringi
 const inside = ['openBytes', 'openSince', 'waiting', 'flying', 'waiters', 'stopFlush', 'stopPump', 'stopAdopt', 'inFlight', 'notBefore',
   'failedAt', 'fails', 'told', 'avoid', 'giveUp', 'settle', 'release', 'spill', 'spills', 'saving', 'held', 'started', 'closing', 'drops',
   'halve', 'note', 'tell', 'seal', 'pump', 'adopt', 'hurry', 'forBeacon', 'worked', 'failed', 'pick', 'maxAge', 'flushMs', 
-  'damaged', 'maxBatchBytes', 'uuid', 'timer', 'hide', 'resume', 'beat', 'leave', 'back', 'due', 'aborts', 'look'];
+  'damaged', 'maxBatchBytes', 'uuid', 'timer', 'hide', 'resume', 'beat', 'leave', 'back', 'due', 'aborts', 'look',
+  'created', 'closed', 'own', 'base', 'cap', 'list', 'send', 'save', 'all', 'load', 'put', 'last', 'user', 'store', 'timeout', 'drop', 'tries', 'keys'];
 const browser = {
   ...common, platform: 'browser', minify: true, entryPoints: ['src/browser.ts'],
   mangleProps: new RegExp(`^(${inside.join('|')})$`),

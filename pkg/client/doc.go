@@ -50,7 +50,9 @@
 // keys. A process killed at any moment loses what was logged in the last
 // FlushInterval, and the batches that waited for the answer to their first attempt.
 //
-// Several processes may share a directory. There is no lock: two that send the same
+// Several processes may share a directory, if they log to one project: whatever is in
+// it is sent with the Key of whoever finds it, and under two projects' keys it would
+// be stored in both. There is no lock: two that send the same
 // file send the same key, which stores it once, and whoever removes the file counts
 // for it. DirMaxBytes is then the bound of each of them. A file that cannot be read
 // is renamed to *.damaged, counted, and left for a person.

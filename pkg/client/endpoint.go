@@ -92,14 +92,22 @@ func (l *Logger) failed(b *batch, e *endpoint, started, now time.Time, wrong boo
 	policy := l.policy
 	if wrong {
 		policy = slowly()
-		err = retry.MarkAfter(err, retry.Throttled, max(slowest, retry.After(err)))
 	}
-	e.failed(started, now, policy, err)
+	switch {
+	case !wrong:
+		e.failed(started, now, policy, err)
+	case e.failures == 0 && b.failures >= len(l.endpoints):
+		// It failed before, and others have not since: something takes offence at this
+		// batch (a firewall at its text, say), not at the key or the URL.
+		e.asked = later(e.asked, now.Add(retry.After(err)))
+	default:
+		e.failed(started, now, policy, retry.MarkAfter(err, retry.Throttled, max(slowest, retry.After(err))))
+	}
 	b.tried |= e.bit
 	b.failures++
 	// A batch that fails where others succeed would be tried without a pause: the
 	// endpoints' own waits end with each success.
 	if rounds := b.failures / len(l.endpoints); rounds > e.failures {
-		b.notBefore = now.Add(l.policy.Wait(rounds-1, nil))
+		b.notBefore = now.Add(policy.Wait(rounds-1, nil))
 	}
 }

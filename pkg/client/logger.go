@@ -53,6 +53,7 @@ type Logger struct {
 	results   chan result
 	diskAfter time.Time // the disk failed: try again then
 	reportAt  time.Time // earliest batch of nothing but reports
+	ending    bool      // the requests have been broken off
 }
 
 // waiter is a Flush: it waits for left batches with numbers below upTo.
@@ -372,7 +373,9 @@ func (l *Logger) Close(ctx context.Context) error {
 	l.mu.Unlock()
 	l.closeOnce.Do(func() {
 		// What is not flushed is kept, or counted as unsent, by run.
-		_ = l.Flush(ctx)
+		if l.Flush(ctx) == nil {
+			_ = l.Flush(ctx) // the reports of what the first one had to drop
+		}
 		close(l.stop)
 	})
 	<-l.done

@@ -32,7 +32,8 @@ type Options struct {
 	GzipAbove      int           // compress bodies over so many bytes; 0: never
 
 	// Dir is where batches are kept that could not be sent. It is made if it is
-	// not there. Empty: nowhere.
+	// not there. What is in it is sent with Key: one directory for each project.
+	// Empty: nowhere.
 	Dir         string
 	DirMaxBytes int64 // bytes kept there; 64 MiB
 

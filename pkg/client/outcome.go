@@ -12,7 +12,7 @@ func (l *Logger) finish(r result, now time.Time) {
 	b, e := r.batch, r.endpoint
 	l.inflight--
 	e.inflight--
-	broken := errors.Is(r.err, context.Canceled) // by Close: nobody's failure
+	broken := l.ending && errors.Is(r.err, context.Canceled) // by Close: nobody's failure
 	l.mu.Lock()
 	l.stats.Attempts++
 	if !broken && (r.verdict == again || r.verdict == wrong) {
@@ -175,14 +175,18 @@ func (l *Logger) drop(b *batch, why reason, cause error) {
 		b.events, b.count, b.reports = loaded.events, loaded.count, loaded.reports
 	}
 	events, err := split(b.events)
+	counts := drops{} // read before mu is held: callers wait for it
+	for _, e := range events {
+		k, n := readEvent(e).key(why)
+		counts[k] += n
+	}
 	wasSafe := b.safe
 	// A crash before the file is gone finds the batch again, and drops it again.
 	mine, rerr := l.removeFile(b)
 	l.tell(errors.Join(err, rerr))
 	l.mu.Lock()
 	if mine || !wasSafe {
-		for _, e := range events {
-			k, n := readEvent(e).key(why)
+		for k, n := range counts {
 			l.count(k, n)
 		}
 		n := uint64(b.count - b.reports)

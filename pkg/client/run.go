@@ -221,6 +221,7 @@ func (l *Logger) pause(now time.Time) time.Duration {
 
 // end keeps what is left, or counts it as lost. The requests have been broken off.
 func (l *Logger) end() {
+	l.ending = true
 	for l.inflight > 0 {
 		l.finish(<-l.results, time.Now())
 	}

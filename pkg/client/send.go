@@ -54,7 +54,7 @@ type answer struct {
 
 // What is read of an answer, in bytes, and of its text in an error.
 const (
-	answerBytes = 1 << 20
+	answerBytes = 4 << 20 // 5,000 events, each rejected with a sentence, are 1 MiB
 	detailBytes = 200
 )
 
@@ -98,9 +98,17 @@ func (l *Logger) attempt(ctx context.Context, b *batch, e *endpoint) result {
 			said += ": " + a.Detail
 		}
 		r.err = retry.MarkAfter(fmt.Errorf("client: %s answered %d %.*q", e.url, resp.StatusCode, detailBytes, said),
-			retry.Throttled, retry.ParseAfter(resp.Header, time.Now()))
+			retry.Throttled, retry.ParseAfter(resp.Header, clock(resp.Header)))
 	}
 	return r
+}
+
+// clock is the time by the clock that a date in Retry-After was made with.
+func clock(h http.Header) time.Time {
+	if t, err := http.ParseTime(h.Get("Date")); err == nil {
+		return t
+	}
+	return time.Now()
 }
 
 // judge tells the answers apart.

@@ -38,7 +38,7 @@ function uuid(): string {
 /** Never throws: a logger that cannot work says so to onError and takes nothing. */
 export function createLogger(options: BrowserOptions): Logger {
   const o = options ?? ({} as BrowserOptions);
-  const now = () => Date.now();
+  const now = () => Math.floor(Date.now()); // some pages put a finer clock in place
   const platform: Platform = {
     sdk: `{"name":"sluice-js","version":"${VERSION}"}`,
     fetch: (url, init) => fetch(url, init),

@@ -8,8 +8,10 @@ import type { Platform, Store, Stored } from './platform.js';
 import type { CustomEvent, DropReason, Exposure, Logger, LoggerError, Options, Stats } from './types.js';
 
 interface Batch extends Stored {
-  /** Not before: a beacon may have delivered it. */
+  /** Not before: a beacon may have delivered it, or it fails where others do not. */
   due: number;
+  /** Attempts that failed. */
+  tries: number;
   stored: boolean;
   /** Being put into storage. */
   saving?: Promise<void> | undefined;
@@ -28,6 +30,9 @@ const ADOPT_MS = 30_000;
 const MAX_TIMER_MS = DAY;
 /** Distinct counts of dropped events that are reported apart; the rest is summed. */
 const MAX_REPORTS = 100;
+
+/** What events take of queueEvents: one each, and one more for every 4 Ki characters. */
+const weight = (events: string[]): number => events.reduce((n, e) => n + 1 + (e.length >> 12), 0);
 
 const num = (v: unknown, def: number, min: number, max: number): number =>
   typeof v === 'number' && v >= min ? Math.min(v, max) : def;
@@ -50,8 +55,8 @@ export class Core implements Logger {
   private open: string[] = [];
   private openBytes = 0;
   private openSince = 0;
-  private held = 0; // events in memory
-  private waiting: Batch[] = []; // oldest first
+  private held = 0; // weight of the events in memory
+  private waiting: Batch[] = []; // in turn: one that failed goes to the end
   private readonly flying = new Set<Batch>();
   private readonly aborts = new Set<() => void>(); // of the requests under way
   private drops = new Map<string, number>();
@@ -126,22 +131,23 @@ export class Core implements Logger {
     }
     this.open.push(text);
     this.openBytes += size + 1;
-    this.held++;
+    this.held += weight([text]);
     if (this.open.length >= this.batchSize) this.seal();
   }
 
   /** Closes the open batch, with the reports of what was dropped before it. */
   private seal(alsoReports = false, hiding = false): void {
     this.stopFlush?.();
+    // While collectors are away, reports too must end somewhere: they wait as counts.
+    const drops = this.held < this.queueEvents + MAX_REPORTS ? this.drops : new Map<string, number>();
     let list = this.open;
     let size = this.openBytes;
     const now = this.p.now();
     const since = list.length ? this.openSince : now;
     this.open = [];
     this.openBytes = 0;
-    if (!list.length && !(alsoReports && this.drops.size)) return;
-    const drops = this.drops;
-    this.drops = new Map();
+    if (!list.length && !(alsoReports && drops.size)) return;
+    if (drops.size) this.drops = new Map();
     for (const [of, n] of drops) {
       const { reason, ...rest } = JSON.parse(of);
       const text = encodeReport(this.id, rest, reason, n, this.p.uuid(), now);
@@ -152,7 +158,7 @@ export class Core implements Logger {
       }
       list.push(text);
       size += bytes(text) + 1;
-      this.held++;
+      this.held += weight([text]);
     }
     this.add(list, since, this.p.uuid());
     if (!hiding) this.pump();
@@ -160,7 +166,7 @@ export class Core implements Logger {
 
   /** Makes a batch. From here on its key and its events belong together. */
   private add(events: string[], created: number, key: string): Batch {
-    const b: Batch = { key, created, count: events.filter((e) => !isReport(e)).length, events, due: 0, stored: false };
+    const b: Batch = { key, created, count: events.filter((e) => !isReport(e)).length, events, due: 0, tries: 0, stored: false };
     this.waiting.push(b);
     this.save(b);
     return b;
@@ -172,7 +178,7 @@ export class Core implements Logger {
    */
   private save(b: Batch): void {
     if (!this.store) return;
-    const failed = (e: unknown) => this.tell('storage', 'batch not stored: ' + message(e), b.count);
+    const failed = (e: unknown) => this.tell('storage', 'not stored: ' + message(e), b.count);
     try {
       const r = this.store.put(b);
       if (typeof r === 'boolean') {
@@ -195,7 +201,7 @@ export class Core implements Logger {
   /** Frees the memory of a batch that storage holds, where storage can give it back. */
   private spill(b: Batch): void {
     if (b.stored && b.events && this.store?.spills) {
-      this.held -= b.events.length;
+      this.held -= weight(b.events);
       b.events = undefined;
     }
   }
@@ -222,9 +228,9 @@ export class Core implements Logger {
     const found = Array.isArray(r) ? r : await r;
     for (const s of found) {
       if (own.some((b) => b.key === s.key)) continue;
-      if (s.events) this.held += s.events.length;
+      if (s.events) this.held += weight(s.events);
       this.count.recovered += s.count;
-      this.back({ ...s, due: 0, stored: true });
+      this.back({ ...s, due: 0, tries: 0, stored: true });
     }
     if (this.closed) return;
     this.stopAdopt = this.p.timer(() => this.look(), ADOPT_MS);
@@ -254,7 +260,7 @@ export class Core implements Logger {
       }
       const e = this.endpoints.pick(now);
       if (typeof e === 'number') {
-        next = Math.min(next, e);
+        next = Math.min(next, Math.abs(e)); // a request that ends comes here itself
         // What is in storage need not be waited for while every endpoint is failing.
         if (e > 0) for (const w of this.waiting) if (w.stored) this.release(w);
         break;
@@ -278,7 +284,7 @@ export class Core implements Logger {
       const events = await this.store?.load(b);
       if (events) {
         b.events = events;
-        this.held += events.length;
+        this.held += weight(events);
       }
     }
     return b.events;
@@ -323,7 +329,7 @@ export class Core implements Logger {
     if (v.is === 'again' || v.is === 'slowly') {
       if (this.closed) return this.back(b);
       this.count.retries++;
-      if (this.endpoints!.failed(e, start, now, v.wait, v.is === 'slowly')) {
+      if (this.endpoints!.failed(e, b, start, now, v.wait, v.is === 'slowly')) {
         this.tell('delivery', `${e.url}: ${res ? 'status ' + res.status : why}`, b.count);
       }
       if (!b.stored) this.save(b); // there may be room by now
@@ -344,23 +350,24 @@ export class Core implements Logger {
     return this.giveUp(b, v.is === 'halve' ? 'too_large' : 'refused');
   }
 
-  /** Puts a batch back where its age belongs. */
+  /** Puts a batch behind the others: one that no collector takes must not hold them up. */
   private back(b: Batch): void {
     this.flying.delete(b);
-    const i = this.waiting.findIndex((w) => w.created > b.created);
-    this.waiting.splice(i < 0 ? this.waiting.length : i, 0, b);
+    this.waiting.push(b);
     this.spill(b);
   }
 
   /** Replaces a batch that is too large for its endpoint by two. */
   private async halve(b: Batch, events: string[]): Promise<void> {
     const mid = events.length >> 1;
-    this.held += events.length; // both, for a moment: settle takes one off
+    this.held += weight(events); // both, for a moment: settle takes one off
     const halves = [events.slice(0, mid), events.slice(mid)].map((list, i) => this.add(list, b.created, halfKey(b.key, i)));
     for (const h of halves) if (h.saving) await h.saving;
     // A crash before this line leaves all three; the whole is halved again, into
     // the same two.
     await this.store?.remove(b);
+    // There may be room for a half now.
+    for (const h of halves) if (!h.stored && this.waiting.includes(h)) this.save(h);
     this.settle(b, halves);
   }
 
@@ -375,7 +382,7 @@ export class Core implements Logger {
 
   private settle(b: Batch, instead: Batch[] = []): void {
     this.flying.delete(b);
-    if (b.events) this.held -= b.events.length;
+    if (b.events) this.held -= weight(b.events);
     b.events = undefined;
     this.release(b, instead);
     this.pump();
@@ -440,14 +447,16 @@ export class Core implements Logger {
   async close(timeoutMs = 10_000): Promise<void> {
     if (this.closing) return this.flush(timeoutMs);
     this.closing = true;
+    const end = this.p.now() + timeoutMs;
     await this.flush(timeoutMs);
+    if (this.drops.size) await this.flush(end - this.p.now()); // given up just now: somebody has to say so
     this.closed = true;
     for (const stop of [this.stopFlush, this.stopPump, this.stopAdopt, ...this.aborts, ...this.waiters.map((w) => w.done)]) stop?.();
     // What is being written is let finish: a batch half written is none.
     for (const b of this.all()) await b.saving;
     await this.store?.leave();
     const s = this.stats();
-    if (s.pending > s.stored) this.tell('delivery', 'closed too soon for these', s.pending - s.stored);
+    if (s.pending > s.stored) this.tell('delivery', 'closed too soon', s.pending - s.stored);
   }
 
   stats(): Stats {
@@ -470,8 +479,9 @@ export class Core implements Logger {
     this.seal(true, true); // no request that the page would take with it
     const now = this.p.now();
     for (const b of this.all()) {
-      if (!b.events || b.due > now) continue;
-      if (!b.stored) this.save(b);
+      if (!b.events) continue;
+      this.save(b); // also what was stored: the host may have cleared it
+      if (b.due > now) continue;
       const e = this.endpoints.forBeacon(now, b.stored);
       if (!e) continue;
       const body = this.body(b.events);

@@ -6,11 +6,15 @@
 import { mkdir, open, readdir, readFile, rename, stat, unlink, utimes, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Store, Stored } from './platform.js';
 import { byAge, FORGET_MS, GONE_MS, nameOf, parseName, read, write } from './stored.js';
 
-/** The users of this process that were not closed; another with its pid died before it. */
+/** The users of this module that were not closed. Workers, and the other of ESM and CommonJS, have their own. */
 const here = new Set<string>();
+
+/** A file that cannot be read (too many are open, say) is tried again after 0.1, 0.2, 0.4 s and so on, so often. */
+const READS = 8;
 
 export class DirStore implements Store {
   readonly spills = true;
@@ -100,12 +104,13 @@ export class DirStore implements Store {
         if (!gone.has(who)) gone.set(who, await this.isGone(who, user!, now));
         if (!gone.get(who)) continue;
         const b = whole ? parseName(rest.slice(0, -'.json'.length)) : undefined;
-        // Half written, set aside long ago, or so old that no logger would send it.
-        if (rest.endsWith('.tmp') || rest === 'alive' || now - Math.max(info.mtimeMs, b?.created ?? 0) > FORGET_MS) {
-          if (rest !== 'alive' || now - info.mtimeMs > GONE_MS) await unlink(path).catch(() => {});
+        if (!b || name !== this.name) {
+          // Half written, set aside long ago, or so old that no logger would send it. What is
+          // ours and as old is taken over all the same: its loss has to be reported.
+          const old = now - Math.max(info.mtimeMs, b?.created ?? 0);
+          if (rest.endsWith('.tmp') || old > (rest === 'alive' ? GONE_MS : FORGET_MS)) await unlink(path).catch(() => {});
           continue;
         }
-        if (!b || name !== this.name) continue;
         try {
           await rename(path, this.file(b)); // one of those who try gets it
           found.push(b);
@@ -127,7 +132,8 @@ export class DirStore implements Store {
     try {
       const [host, pid] = (await readFile(path, 'utf8')).split(' ');
       if (host === hostname()) {
-        if (Number(pid) === process.pid) return true;
+        // With our pid: of this process, where it said so since we began; else of one before us.
+        if (Number(pid) === process.pid && (await stat(path)).mtimeMs < Date.now() - process.uptime() * 1000) return true;
         try {
           process.kill(Number(pid), 0);
         } catch (e) {
@@ -142,12 +148,16 @@ export class DirStore implements Store {
 
   async load(b: Stored): Promise<string[] | undefined> {
     const path = this.file(b);
-    let text: string;
-    try {
-      text = await readFile(path, 'utf8');
-    } catch (e) {
-      if ((e as NodeJS.ErrnoException).code !== 'ENOENT') this.damaged(String(e));
-      return undefined;
+    let text: string | undefined;
+    for (let n = 0; text === undefined; n++) {
+      try {
+        text = await readFile(path, 'utf8');
+      } catch (e) {
+        if ((e as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+        if (!n) this.damaged(String(e));
+        if (n === READS) return undefined; // the file stays, for the next process
+        await sleep(100 * 2 ** n, undefined, { ref: false });
+      }
     }
     const events = read(text, b.key);
     if (!events) {

@@ -28,8 +28,8 @@ function text(from: Fields, name: string, required: boolean): string | undefined
     v = String(v);
   }
   if (!required && (v == null || v === '')) return undefined;
-  if (typeof v !== 'string' || v === '') throw new Error(name + ' is missing or not text');
-  if (BAD.test(v)) throw new Error(name + ' has a NUL or half a surrogate pair');
+  if (typeof v !== 'string' || v === '') throw new Error(name + ': want text');
+  if (BAD.test(v)) throw new Error(name + ' has a NUL or half a pair');
   if (bytes(v) > MAX_FIELD) throw new Error(name + ' is too long');
   return v;
 }
@@ -37,14 +37,14 @@ function text(from: Fields, name: string, required: boolean): string | undefined
 function time(v: unknown, now: number): number {
   const ms = v == null ? now : Math.round(v instanceof Date ? v.getTime() : typeof v === 'number' ? v : NaN);
   // Year 1 to 9999: what the collector can read. It moves what is far off.
-  if (!(ms > 0 && ms < 253402300800000)) throw new Error('time is neither a Date nor ms since 1970');
+  if (!(ms > 0 && ms < 253402300800000)) throw new Error('time: want a Date or epoch ms');
   return ms;
 }
 
 /** An attribute is an extra: a bad one is left out or mended, and costs the event nothing else. */
 function attributes(from: unknown, warn: (message: string) => void): Fields | undefined {
   if (from == null || typeof from !== 'object') {
-    if (from != null) warn('attributes are not an object');
+    if (from != null) warn('attributes: want an object');
     return undefined;
   }
   const out: Fields = Object.create(null);
@@ -102,7 +102,7 @@ export function encode(
   const name = text(from, 'name', true);
   if (name === DROPPED) throw new Error(DROPPED + " is the logger's own");
   const value = from.value ?? undefined;
-  if (value !== undefined && !(typeof value === 'number' && isFinite(value))) throw new Error('value is not a finite number');
+  if (value !== undefined && !(typeof value === 'number' && isFinite(value))) throw new Error('value: want a number');
   return JSON.stringify({ kind, name, ...common, value, ...rest });
 }
 

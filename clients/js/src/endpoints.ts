@@ -24,18 +24,18 @@ export class Endpoints {
   /** Throws with a sentence for a person where the configuration cannot be right. */
   constructor(urls: unknown, key: unknown, private readonly base: number, private readonly cap: number, private readonly random: () => number) {
     const all = (Array.isArray(urls) ? urls : [urls]).filter((u) => u != null && u !== '');
-    if (!all.length) throw new Error('endpoints: want a URL');
+    if (!all.length) throw new Error('endpoints: want http(s)://host/path');
     if (typeof key !== 'string' || !/^[\x21-\x7e]+$/.test(key)) throw new Error('key: want visible ASCII');
     this.list = all.map((u) => {
-      let url: URL;
+      let url: URL | undefined;
       try {
         url = new URL(String(u), (globalThis as { location?: { href: string } }).location?.href);
       } catch {
-        throw new Error(`endpoints: ${String(u)} is not a URL`);
+        // Told below.
       }
       // fetch takes no user or password, and a beacon would send no fragment.
-      if (!/^https?:$/.test(url.protocol) || url.username || url.password || url.search || url.hash) {
-        throw new Error('endpoints: want http(s)://host[:port][/path] each');
+      if (!url || !/^https?:$/.test(url.protocol) || url.username || url.password || url.search || url.hash) {
+        throw new Error('endpoints: want http(s)://host/path');
       }
       return {
         url: url.href.replace(/\/+$/, '') + '/v1/exposures', inFlight: 0, fails: 0, failedAt: -1, notBefore: 0, told: 0, avoid: 0,
@@ -46,7 +46,7 @@ export class Endpoints {
   /**
    * The endpoint to ask now: the first one that is not avoided, else the one that
    * has been avoided longest. A failing endpoint gets one request at a time. Where
-   * none may be asked: in how many ms one may; 0: when a request ends.
+   * none may be asked: in how many ms one may; negative: or when a request ends, if that is sooner.
    */
   pick(now: number): Endpoint | number {
     let best: Endpoint | undefined;
@@ -62,7 +62,7 @@ export class Endpoints {
         best = e;
       }
     }
-    return best ?? (busy ? 0 : wait);
+    return best ?? (busy ? -wait : wait);
   }
 
   /** The same for a beacon. A batch that is in no storage ignores the backoff: it is its last chance. */
@@ -71,18 +71,20 @@ export class Endpoints {
     return may.find((e) => e.avoid <= now) ?? may[0];
   }
 
-  /** Notes a failure of an attempt made from start to now. True: the first in a row. */
-  failed(e: Endpoint, start: number, now: number, wait: number, slowly: boolean): boolean {
+  /** Notes a failure of an attempt made from start to now. True: the endpoint's first in a row. */
+  failed(e: Endpoint, b: { tries: number; due: number }, start: number, now: number, wait: number, slowly: boolean): boolean {
+    // Full jitter: random up to base, 2 base, 4 base and so on to the cap.
+    const until = (n: number) => now + (slowly
+      ? Math.min(SLOW_CAP_MS, SLOW_BASE_MS * 2 ** n) * (0.5 + this.random() / 2)
+      : this.random() * Math.min(this.cap, this.base * 2 ** n));
     if (start > e.failedAt || !e.fails) {
       e.failedAt = now;
-      // Full jitter: random up to base, 2 base, 4 base and so on to the cap.
-      const n = e.fails++;
-      const ms = slowly
-        ? Math.min(SLOW_CAP_MS, SLOW_BASE_MS * 2 ** n) * (0.5 + this.random() / 2)
-        : this.random() * Math.min(this.cap, this.base * 2 ** n);
-      e.notBefore = now + ms;
+      e.notBefore = until(e.fails++);
       e.avoid = Math.max(e.notBefore, now + this.cap);
     }
+    // A batch that fails where others succeed waits by itself: their success ends the endpoint's wait.
+    const rounds = ++b.tries / this.list.length;
+    if (rounds > e.fails) b.due = until(rounds - 1);
     e.told = Math.max(e.told, now + wait);
     return e.fails === 1 && e.failedAt === now;
   }
@@ -106,14 +108,14 @@ export interface Verdict {
 
 /**
  * What an answer, or none, means for the batch. Only a collector's own answer is
- * a receipt: 202, which nothing in between answers, or 200 with a JSON object, not
- * the page of a portal that wants a password.
+ * a receipt: 202, which nothing in between answers, or 200 with a batch_id, not
+ * the page of a portal that wants a password or whatever else answers every POST.
  */
 export function verdict(res: Response | undefined, body: string, now: number): Verdict {
   const v: Verdict = { is: 'again', wait: 0, rejected: 0 };
   if (!res) return v;
   const s = res.status;
-  let answer: { rejected?: unknown[]; code?: unknown } | undefined;
+  let answer: { batch_id?: unknown; rejected?: unknown[]; code?: unknown } | undefined;
   try {
     const parsed = JSON.parse(body);
     if (parsed && typeof parsed === 'object') answer = parsed;
@@ -121,7 +123,7 @@ export function verdict(res: Response | undefined, body: string, now: number): V
     // None of ours, or cut off.
   }
   const rejected = Array.isArray(answer?.rejected) ? answer.rejected.length : 0;
-  if (s === 202 || (s === 200 && answer) || (s === 422 && answer?.code === 'all_rejected')) {
+  if (s === 202 || (s === 200 && answer?.batch_id) || (s === 422 && answer?.code === 'all_rejected')) {
     return { is: 'done', wait: 0, rejected };
   }
   const after = res.headers.get('retry-after');
@@ -129,7 +131,7 @@ export function verdict(res: Response | undefined, body: string, now: number): V
     const secs = +after;
     // A date is of the server's clock: measured from its own Date where that can be seen.
     const ms = secs >= 0 ? secs * 1000 : Date.parse(after) - (Date.parse(res.headers.get('date') ?? '') || now);
-    if (ms > 0 && ms < Infinity) v.wait = ms;
+    if (ms > 0) v.wait = Math.min(ms, 86_400_000); // a slip of the pen must not silence it for ever
   }
   if (s === 413) v.is = 'halve';
   else if (s === 400 || s === 415 || s === 422) v.is = 'refused';

@@ -38,6 +38,7 @@ export class LocalStore implements Store {
 
   put(b: Stored): boolean {
     const k = this.own + nameOf(b);
+    if (this.s.getItem(k)) return true;
     const text = write(b);
     let used = k.length + text.length;
     for (const x of this.keys()) used += x.length + (this.s.getItem(x) ?? '').length;
@@ -58,11 +59,12 @@ export class LocalStore implements Store {
         const alive = Number(this.s.getItem(`${PREFIX}${name}/${user}/alive`));
         if (Math.abs(now - alive) < GONE_MS) continue;
         const b = parseName(rest ?? '');
-        if (!b || now - b.created > FORGET_MS) {
-          this.s.removeItem(k); // a tab's last sign of life, or what no logger would send any more
+        if (!b || name !== this.name) {
+          // A tab's last sign of life, or what no logger of that name came back for. What
+          // is ours and as old is taken over all the same: its loss has to be reported.
+          if (!b || now - b.created > FORGET_MS) this.s.removeItem(k);
           continue;
         }
-        if (name !== this.name) continue;
         b.events = read(this.s.getItem(k) ?? '', b.key);
         if (!b.events) {
           this.s.removeItem(k);
@@ -72,9 +74,15 @@ export class LocalStore implements Store {
         // Ours from here on.
         if (!found.length) this.beat(now);
         try {
+          const to = this.own + nameOf(b);
           const text = this.s.getItem(k)!;
-          this.s.removeItem(k); // first: a full storage has no room for both. Between the lines only memory has it.
-          this.s.setItem(this.own + nameOf(b), text);
+          try {
+            this.s.setItem(to, text);
+            this.s.removeItem(k);
+          } catch {
+            this.s.removeItem(k); // no room for both: between the lines only memory has it
+            this.s.setItem(to, text);
+          }
         } catch (e) {
           this.damaged(String(e)); // in memory only
         }

@@ -36,11 +36,12 @@ export function createLogger(options: NodeOptions): Logger {
   const platform: Platform = {
     sdk: `{"name":"sluice-js","version":"${VERSION}"}`,
     fetch: (url, init) => fetch(url, init),
-    now: () => Date.now(),
+    now: () => Math.floor(Date.now()),
     random: Math.random,
     uuid: randomUUID,
     timer(fn, ms) {
-      const t = setTimeout(fn, ms).unref();
+      const t = setTimeout(fn, ms);
+      t.unref?.(); // where a host put a page's timers in place, they are numbers
       return () => clearTimeout(t);
     },
     hold() {
@@ -51,7 +52,9 @@ export function createLogger(options: NodeOptions): Logger {
   };
   if (o.persist?.dir) {
     const max = o.persist.maxBytes;
-    const name = encodeURIComponent(o.persist.name ?? hash(String(o.key))).replace(/~/g, '%7E');
+    // Half a surrogate pair cannot be encoded.
+    const given = o.persist.name === undefined ? hash(String(o.key)) : String(o.persist.name).replace(/[\ud800-\udfff]/gu, '\ufffd');
+    const name = encodeURIComponent(given).replace(/~/g, '%7E');
     platform.store = new DirStore(o.persist.dir, name, randomUUID(), max! > 0 ? max! : 64 << 20);
   }
   return new Core(o, platform);

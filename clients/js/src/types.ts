@@ -67,7 +67,7 @@ export interface Options {
   batchBytes?: number;
   /** How long the first event of a batch waits for company, in ms. Default 1,000. */
   flushIntervalMs?: number;
-  /** Most events held in memory. Above it new ones are dropped, counted and reported. Default 10,000. */
+  /** Most events held in memory; one counts once more for every 4 Ki characters. Above it new ones are dropped, counted and reported. Default 10,000. */
   queueEvents?: number;
   /** How long a batch is sent again, in ms. Default 7 days, at most 20: the server knows a key for 30. */
   maxAgeMs?: number;

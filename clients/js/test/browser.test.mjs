@@ -211,6 +211,86 @@ test('two tabs: neither takes what the other, alive, has; a crashed one is taken
   assert.equal([...s.map.keys()].filter((k) => k.includes(batch.key)).length, 1);
 });
 
+test('what the host cleared from storage is there again when the page is hidden', async (t) => {
+  const p = page(t, { reply: () => new Promise(() => {}), beacon: () => { throw new Error('no'); } });
+  const a = p.logger({ batchSize: 1 });
+  a.exposure(see(0));
+  await rest();
+  p.storage.map.clear(); // the user logs out
+  p.hide();
+  assert.equal(kept(p.storage).length, 1);
+});
+
+test('storage that is nearly full keeps what it has when the page is hidden', async (t) => {
+  const p = page(t, { reply: () => undefined });
+  const errors = [];
+  const a = p.logger({ batchSize: 1, persist: { maxChars: 500 }, onError: (e) => errors.push(e.message) });
+  a.exposure(see(0));
+  await rest();
+  errors.length = 0;
+  p.leave();
+  assert.deepEqual(errors, []);
+  assert.deepEqual([kept(p.storage).length, a.stats().stored], [1, 1]);
+});
+
+test('a crash while a batch is taken over leaves it in storage', () => {
+  const s = new FakeStorage();
+  const now = Date.now();
+  const [a, b] = [uuid(), uuid()].map((user) => Object.assign(new LocalStore(s, 'n', user, 1e6, () => now), { damaged() {} }));
+  const batch = { key: uuid(), created: now, count: 1, events: ['{"event_id":"x"}'] };
+  a.put(batch);
+  a.leave();
+  const holds = () => [...s.map.keys()].some((k) => k.endsWith(batch.key));
+  for (const name of ['setItem', 'removeItem']) {
+    const real = FakeStorage.prototype[name];
+    s[name] = (...args) => { real.apply(s, args); assert.ok(holds(), 'after ' + name); };
+  }
+  b.adopt(now, false);
+  s.quota = 0; // no room for both
+  for (const name of ['setItem', 'removeItem']) delete s[name];
+  assert.ok(holds());
+});
+
+test('a page that put a finer clock in place loses nothing', async (t) => {
+  const real = Date.now;
+  t.after(() => { Date.now = real; });
+  Date.now = () => real() + 0.25;
+  const p = page(t, { beacon: () => { throw new Error('no'); } });
+  const a = p.logger();
+  a.exposure(see(0));
+  p.leave();
+  const b = p.logger();
+  await b.flush();
+  assert.equal(b.stats().recovered, 1);
+});
+
+test('what a user comes back to after a month is reported as expired, not sent', async (t) => {
+  const storage = new FakeStorage();
+  const created = Date.now() - 30 * 86_400_000;
+  const key = uuid();
+  const e = { experiment: 'e', variant: 'a', unit_id: 'u', time: created, event_id: 'x' };
+  storage.setItem(`sluice1/n/gone/${created.toString(36)}.1.${key}`, `{"v":1,"key":"${key}","created":${created},"events":[${JSON.stringify(e)}]}`);
+  const p = page(t, { storage });
+  const a = p.logger({ persist: { name: 'n' } });
+  await rest();
+  await a.flush();
+  assert.equal(a.stats().dropped.expired, 1);
+  assert.deepEqual(p.requests.map((r) => r.body.events.map((x) => [x.name, x.attributes.reason])), [[['sluice.dropped', 'expired']]]);
+  assert.deepEqual(kept(storage), []);
+});
+
+test('hiding a page with many batches in storage reads it once, not once for each', async (t) => {
+  const p = page(t, { reply: () => undefined, beacon: () => true });
+  const a = p.logger({ batchSize: 1 });
+  for (let i = 0; i < 300; i++) a.exposure(see(i));
+  await rest();
+  let reads = 0;
+  p.storage.getItem = (k) => (reads++, p.storage.map.get(k) ?? null);
+  p.hide();
+  assert.equal(kept(p.storage).length, 300);
+  assert.ok(reads < 1000, `${reads} reads`);
+});
+
 test('storage is bounded', () => {
   const s = new FakeStorage();
   const store = new LocalStore(s, 'n', uuid(), 2000, Date.now);

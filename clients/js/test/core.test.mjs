@@ -355,3 +355,110 @@ test('nothing is lost or sent under two keys, whatever the answers', async () =>
   assert.equal(ids.length, new Set(ids).size);
   assert.equal(ids.length, 500);
 });
+
+test('a batch that no collector takes does not hold the others up, and is tried ever less', async () => {
+  for (const status of [500, 403]) {
+    const { core, requests, clock } = fake({ batchSize: 1, reply: (r) => answer(r.events.includes('"u0"') ? status : 202, {}) });
+    for (let i = 0; i < 60; i++) {
+      core.exposure(see(i));
+      await clock.tick(60_000);
+    }
+    const s = core.stats();
+    assert.deepEqual([s.acknowledged, s.pending], [59, 1], String(status));
+    const poison = requests.filter((r) => r.events.includes('"u0"')).length;
+    assert.ok(poison > 4 && poison < 180, `${poison} attempts in an hour`);
+  }
+});
+
+test('while a request to a failing endpoint is under way, nobody polls', async () => {
+  let timers = 0;
+  const clock = new Clock();
+  const timer = clock.timer;
+  clock.timer = (fn, ms) => (timers++, timer(fn, ms));
+  const { core, requests } = fake({
+    clock, batchSize: 1, requestTimeoutMs: 10_000, endpoints: ['http://a', 'http://b'],
+    reply: (r, n) => (n < 4 || r.url.startsWith('http://b') ? answer(503) : new Promise((_, no) => r.init.signal.addEventListener('abort', () => no(new Error('aborted'))))),
+  });
+  for (let i = 0; i < 4; i++) core.exposure(see(i));
+  await clock.tick(5000); // a hangs
+  timers = 0;
+  const before = requests.length;
+  await clock.tick(4000);
+  assert.ok(timers < 50, `${timers} timers in 4 s`);
+  assert.ok(requests.length > before && requests.slice(before).every((r) => r.url.startsWith('http://b')), 'the other endpoint is asked when its wait is over');
+});
+
+test('200 without a batch_id is no receipt', async () => {
+  for (const body of [{}, [], { ok: true }, { batch_id: '' }]) {
+    const { core, requests, clock } = fake({ reply: (_, n) => (n ? answer(202) : answer(200, body)) });
+    core.exposure(see(0));
+    void core.flush();
+    await clock.tick(1000);
+    assert.equal(requests.length, 2);
+    assert.equal(core.stats().acknowledged, 1);
+  }
+});
+
+test('a Retry-After beyond a day counts as a day', async () => {
+  for (const after of ['1800000000', '1e400', new Date(1_900_000_000_000).toUTCString()]) {
+    const { core, clock } = fake({ reply: (_, n) => (n ? answer(202) : answer(429, {}, { 'retry-after': after })) });
+    core.exposure(see(0));
+    await clock.tick(86_400_000 - 1);
+    assert.equal(core.stats().acknowledged, 0);
+    await clock.tick(2000);
+    assert.equal(core.stats().acknowledged, 1);
+  }
+});
+
+test('the queue is bounded in bytes too', async () => {
+  const { core, clock } = fake({ queueEvents: 100, reply: () => answer(503) });
+  for (let i = 0; i < 50; i++) core.exposure(see(i, { attributes: { a: 'x'.repeat(40_000) } }));
+  const s = core.stats();
+  assert.ok(s.pending >= 9 && s.pending <= 11, `${s.pending} of 40 KB are held`);
+  assert.equal(s.pending + s.dropped.queue_full, 50);
+  await clock.tick(1000);
+  assert.equal(core.stats().pending, s.pending);
+});
+
+test('close reports what it had to drop itself', async () => {
+  const { core, requests } = fake({ reply: (_, n) => answer(n ? 202 : 400, {}) });
+  core.exposure(see(0));
+  await core.close();
+  assert.equal(core.stats().dropped.refused, 1);
+  assert.deepEqual(requests.slice(1).map((r) => r.body.events.map((e) => [e.name, e.value])), [[['sluice.dropped', 1]]]);
+});
+
+test('halves that found no room get the room of the whole', async () => {
+  const kept = new Map();
+  const store = {
+    spills: false, adopt: () => [], load: (b) => b.events, leave() {},
+    put: (b) => (kept.has(b.key) || kept.size < 1 ? !!kept.set(b.key, b.events) : false),
+    remove: (b) => void kept.delete(b.key),
+  };
+  const { core } = fake({ store, maxInFlight: 1, reply: (_, n) => (n ? new Promise(() => {}) : answer(413, {})) });
+  core.exposure(see(0));
+  core.exposure(see(1));
+  void core.flush();
+  await rest();
+  assert.equal(kept.size, 1);
+  assert.equal(core.stats().stored, 1);
+});
+
+test('reports are bounded in memory while collectors are away', async () => {
+  let up = false;
+  const { core, requests, clock } = fake({ queueEvents: 5, reply: () => (up ? answer(202) : answer(503)) });
+  for (let i = 0; i < 500; i++) {
+    core.exposure(see(i));
+    void core.flush(1); // as a function that is called once for each request does
+    await clock.tick(1);
+  }
+  up = true;
+  requests.length = 0;
+  await clock.tick(60_000);
+  await core.flush();
+  await core.flush();
+  const sent = new Map(requests.map((r) => [r.key, r.body.events]));
+  const reports = [...sent.values()].flat().filter((e) => e.name);
+  assert.ok(reports.length <= 110, `${reports.length} reports`);
+  assert.equal(reports.reduce((n, e) => n + e.value, 0), core.stats().dropped.queue_full);
+});

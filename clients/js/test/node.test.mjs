@@ -3,9 +3,9 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { tmpdir } from 'node:os';
+import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'node:test';
 import { createLogger } from '@sluice/logger';
@@ -196,6 +196,71 @@ test('whose owner has gone quiet is taken over, whose is alive is not', async (t
   assert.deepEqual(await b.load(got), ['{"event_id":"x"}']);
   await b.remove(got);
   await b.leave();
+  assert.deepEqual(readdirSync(dir), []);
+});
+
+test('another module or thread of this process is alive; a process before us with our pid is not', async (t) => {
+  const dir = dirOf(t);
+  const store = new DirStore(dir, 'n', uuid(), 1e6);
+  const now = Date.now();
+  const batch = { key: uuid(), created: now, count: 1, events: ['{"event_id":"x"}'] };
+  const other = uuid(); // known to the other module only
+  const alive = join(dir, `n~${other}~alive`);
+  writeFileSync(alive, `${hostname()} ${process.pid}`);
+  writeFileSync(join(dir, `n~${other}~${now.toString(36)}.1.${batch.key}.json`), '');
+  assert.deepEqual(await store.adopt(now), []);
+  const began = (now - process.uptime() * 1000 - 5000) / 1000;
+  utimesSync(alive, began, began);
+  assert.equal((await store.adopt(now)).length, 1);
+  await store.leave();
+});
+
+test('a file that cannot be read now is not given up', async (t) => {
+  const dir = dirOf(t);
+  const store = Object.assign(new DirStore(dir, 'n', uuid(), 1e6), { damaged() {} });
+  const batch = { key: uuid(), created: Date.now(), count: 1, events: ['{"event_id":"x"}'] };
+  await store.put(batch);
+  const path = join(dir, batches(dir)[0]);
+  renameSync(path, path + '.aside');
+  mkdirSync(path); // reading it fails, and not with ENOENT
+  const got = store.load({ ...batch, events: undefined });
+  const alive = setInterval(() => {}, 1000); // as flush does
+  t.after(() => clearInterval(alive));
+  setTimeout(() => {
+    rmSync(path, { recursive: true });
+    renameSync(path + '.aside', path);
+  }, 20);
+  assert.deepEqual(await got, batch.events);
+  await store.leave();
+});
+
+test('no options make it throw', () => {
+  for (const persist of [{ dir: '/nowhere/x', name: '\ud800' }, { dir: 7 }, { dir: '\0' }]) createLogger({ ...fast, endpoints: 'http://127.0.0.1:1', persist });
+  const real = globalThis.setTimeout;
+  globalThis.setTimeout = () => 1; // as in a page
+  try {
+    createLogger({ ...fast, endpoints: 'http://127.0.0.1:1' }).exposure(see(0));
+  } finally {
+    globalThis.setTimeout = real;
+  }
+});
+
+test('what lay there for a month is reported as expired, of another name it is forgotten', async (t) => {
+  const dir = dirOf(t);
+  const s = await serve();
+  t.after(s.close);
+  const created = Date.now() - 30 * 86_400_000;
+  for (const name of ['mine', 'theirs']) {
+    const key = uuid();
+    const path = join(dir, `${name}~gone~${created.toString(36)}.1.${key}.json`);
+    const e = { experiment: 'e', variant: 'a', unit_id: 'u', time: created, event_id: 'x' };
+    writeFileSync(path, `{"v":1,"key":"${key}","created":${created},"events":[${JSON.stringify(e)}]}`);
+    utimesSync(path, created / 1000, created / 1000);
+  }
+  const logger = createLogger({ ...fast, endpoints: s.url, persist: { dir, name: 'mine' } });
+  await until(() => logger.stats().dropped.expired === 1);
+  await logger.close();
+  assert.deepEqual(s.requests.map((r) => r.body.events.map((x) => [x.name, x.attributes.reason])), [[['sluice.dropped', 'expired']]]);
   assert.deepEqual(readdirSync(dir), []);
 });
 

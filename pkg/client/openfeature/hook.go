@@ -57,9 +57,13 @@ type Hook struct {
 type Option func(*Hook)
 
 // UnitType has f name the unit type of an evaluation, such as "user" or "device";
-// empty: user.
+// empty: user. A nil f changes nothing.
 func UnitType(f func(openfeature.EvaluationContext) string) Option {
-	return func(h *Hook) { h.unitType = f }
+	return func(h *Hook) {
+		if f != nil {
+			h.unitType = f
+		}
+	}
 }
 
 // New returns a hook that logs to l.

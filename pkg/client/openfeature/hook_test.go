@@ -178,3 +178,13 @@ func TestWithLogger(t *testing.T) {
 	assert.Equal(t, []uint64{1, 1}, []uint64{s.Logged, s.Invalid})
 	assert.Equal(t, 1, s.Stored)
 }
+
+// An option without a function changes nothing.
+func TestUnitTypeNil(t *testing.T) {
+	r := &recorder{}
+	c := setUp(t, New(r, UnitType(nil)))
+	_, err := c.BooleanValue(t.Context(), "on", false, openfeature.NewEvaluationContext("u1", nil))
+	require.NoError(t, err)
+	require.Len(t, r.got, 1)
+	assert.Empty(t, r.got[0].UnitType)
+}
