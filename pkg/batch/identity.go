@@ -33,6 +33,7 @@ const (
 	domainReplay  = "sluice/batch/replay/1"
 	domainDead    = "sluice/dead/1"
 	domainClient  = "sluice/event/client/1"
+	domainRepeat  = "sluice/event/repeat/1"
 )
 
 // indexSpread is 2^32 divided by the golden ratio, made odd (Knuth, TAOCP 6.4):
@@ -81,6 +82,16 @@ func ClientEventID(project, s string) ID {
 		return id
 	}
 	return hash(domainClient, []byte(project), []byte(s))
+}
+
+// ContentEventID returns the identity of an event that is known by its content.
+// sum is a SHA-256 of that, and n counts the events before it in the batch that have
+// the same one: equal events of one batch are several events.
+func ContentEventID(sum [sha256.Size]byte, n uint32) ID {
+	if n == 0 {
+		return ID(sum[:16]).stamped()
+	}
+	return hash(domainRepeat, sum[:16], be32(n))
 }
 
 // PartID returns the dedup id of one part of a batch that passed the record
@@ -135,6 +146,9 @@ func (id ID) String() string {
 	var b [36]byte
 	return string(id.appendTo(b[:0]))
 }
+
+// AppendText implements encoding.TextAppender. It returns no error.
+func (id ID) AppendText(b []byte) ([]byte, error) { return id.appendTo(b), nil }
 
 func (id ID) appendTo(b []byte) []byte {
 	b = hex.AppendEncode(b, id[0:4])

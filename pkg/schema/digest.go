@@ -100,6 +100,11 @@ func (d *digester) text(s string) {
 
 func (d *digester) event(e *Event) {
 	d.u32(e.Index)
+	d.content(e)
+}
+
+// content is what was sent of an event, whatever its place in the batch.
+func (d *digester) content(e *Event) {
 	d.room(2)
 	flags := byte(0)
 	if e.HasTime {
