@@ -29,7 +29,7 @@ class Run:
     def logged(self, line, log):
         start = now()
         more = log() or {}
-        print(json.dumps({"type": "exposure", "rule": "", "unit_type": "user", **line, **more, "from": start, "to": now()}))
+        print(json.dumps({"type": "exposure", "rule": "", "unit_type": "user", **line, **more, "from": start, "to": now() + 1}))  # some SDKs round up
         self.count += 1
 
     def units(self):
@@ -187,13 +187,13 @@ def optimizely(r):
 
     data = {
         "version": "4", "rollouts": [], "typedAudiences": [], "anonymizeIP": True, "projectId": "1", "variables": [], "featureFlags": [],
-        "experiments": [{"status": "Running", "key": f"{r.run}-exp", "layerId": "300", "trafficAllocation": [{"entityId": f"{r.run}-v", "endOfRange": 10000}],
-                         "audienceIds": [], "variations": [{"variables": [], "id": f"{r.run}-v", "key": "a"}], "forcedVariations": {}, "id": f"{r.run}-exp"}],
+        "experiments": [{"status": "Running", "key": f"{r.run}-exp", "layerId": "300", "trafficAllocation": [{"entityId": "30001", "endOfRange": 10000}],
+                         "audienceIds": [], "variations": [{"variables": [], "id": "30001", "key": "a"}], "forcedVariations": {}, "id": f"{r.run}-exp"}],
         "audiences": [], "groups": [], "attributes": [], "botFiltering": False, "accountId": r.key, "events": [], "revision": "1",
     }
     client = opt.Optimizely(json.dumps(data), event_dispatcher=Dispatcher)
     for u in r.units():
-        r.logged({"experiment": f"{r.run}-exp", "unit_type": "visitor", "unit_id": u, "variant": f"{r.run}-v"}, lambda: client.activate(f"{r.run}-exp", u) and None)
+        r.logged({"experiment": f"{r.run}-exp", "unit_type": "visitor", "unit_id": u, "variant": "30001", "rule": f"{r.run}-exp"}, lambda: client.activate(f"{r.run}-exp", u) and None)
     client.event_processor.stop()
 
 
