@@ -116,7 +116,10 @@ func (d *description) responseFor(t testing.TB, status int) string {
 	t.Helper()
 	all, _ := d.at(t, "components", "responses")
 	for name := range all.(map[string]any) {
-		if st, _ := d.statusAndCodes(t, name); st == status && !strings.HasPrefix(name, "Statsig") {
+		if strings.HasPrefix(name, "Statsig") || strings.HasPrefix(name, "Vendor") {
+			continue
+		}
+		if st, _ := d.statusAndCodes(t, name); st == status {
 			return name
 		}
 	}

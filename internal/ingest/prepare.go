@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -44,7 +45,9 @@ func (c *Collector) prepare(eps []*protocol.Endpoint, req *protocol.Request, enc
 		c.benches <- b
 	}()
 
-	if enc == identity && in.ep.MagicGzip && looksGzipped(wire.b) {
+	// Which of several protocols it is for shows only then: none has bodies that start
+	// like gzip and are not.
+	if enc == identity && looksGzipped(wire.b) && slices.ContainsFunc(eps, func(ep *protocol.Endpoint) bool { return ep.MagicGzip }) {
 		enc = gzipped
 	}
 	body := wire

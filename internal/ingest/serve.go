@@ -29,7 +29,7 @@ func comeBack() time.Duration { return soonest + rand.N(latest-soonest) }
 // Where several protocols share the path, the body tells which of them it is for;
 // until then the first one speaks.
 func (c *Collector) serve(w *answerWriter, r *http.Request, eps []*protocol.Endpoint) {
-	in := &intake{start: time.Now(), ep: eps[0]}
+	in := &intake{start: time.Now(), ep: eps[0], request: r}
 	if p := c.admit(r, eps, in); p != nil {
 		c.refuse(w, r, in.ep.Refuse, p)
 		return
@@ -85,7 +85,10 @@ func (c *Collector) identified(eps []*protocol.Endpoint, req *protocol.Request, 
 	}
 	if in.grant.ID == unidentified {
 		key := ""
-		if in.ep.BodyKey != nil {
+		if in.ep != eps[0] { // whose way to send a key was tried
+			key = in.ep.Key(in.request)
+		}
+		if key == "" && in.ep.BodyKey != nil {
 			key = in.ep.BodyKey(req)
 		}
 		if p := c.authorize(key, in); p != nil {
@@ -143,6 +146,7 @@ func notDurable(err error) *protocol.Problem {
 // intake is one request on its way to being a published batch.
 type intake struct {
 	ep      *protocol.Endpoint
+	request *http.Request // its body excepted
 	grant   Grant
 	limiter *rate.Limiter // nil: no rate
 	held    *holding

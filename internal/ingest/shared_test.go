@@ -80,6 +80,25 @@ func TestSharedPath(t *testing.T) {
 	e.idle()
 }
 
+// What goes for a protocol goes on a shared path too: where its key may be in the
+// request, and that its SDKs send gzip without saying so.
+func TestSharedPathIsReadItsWay(t *testing.T) {
+	ep := other("/v1/events", true)
+	ep.MagicGzip = true
+	ep.Key = func(r *http.Request) string { return r.URL.Query().Get("token") }
+	ep.BodyKey = func(*protocol.Request) string { return "" }
+	e := start(t, withEndpoints(ep))
+	a := e.post("/v1/events?token="+goodKey, []byte("other x u1"), "Authorization", "")
+	assert.Equal(t, "took u1", string(a.body), "%d", a.status)
+	a = e.post("/v1/events?token=nonsense", []byte("other x u1"), "Authorization", "")
+	assert.Equal(t, protocol.CodeUnknownKey, a.code())
+	a = e.post("/v1/events?token="+goodKey, []byte(`[{"name":"n","unit_id":"u3"}]`), "Authorization", "")
+	assert.Equal(t, protocol.CodeNoKey, a.code(), "the path's own has it elsewhere")
+	a = e.post("/v1/events?token="+goodKey, gzipOf([]byte("other x u2")), "Authorization", "")
+	assert.Equal(t, "took u2", string(a.body), "%d", a.status)
+	e.idle()
+}
+
 func TestSharedPathNeedsOneThatTakesTheRest(t *testing.T) {
 	o, _, _, _ := testOptions()
 	o.Endpoints = append(o.Endpoints, other("/somewhere", true))

@@ -44,10 +44,14 @@ type form struct {
 	events      []byte // JSON: one event, or an array of them
 }
 
+// maxForm bounds a form, in bytes as sent: undoing its encoding takes memory of its
+// own, also for somebody whose key is not known yet.
+const maxForm = 1 << 20
+
 // parseForm reads a form; JSON is none.
 func parseForm(body []byte) form {
 	text := bytes.TrimLeft(body, " \t\r\n")
-	if len(text) == 0 || text[0] == '{' || text[0] == '[' || !bytes.Contains(text, []byte("=")) {
+	if len(text) == 0 || len(text) > maxForm || text[0] == '{' || text[0] == '[' || !bytes.Contains(text, []byte("=")) {
 		return form{}
 	}
 	q, err := url.ParseQuery(string(text))

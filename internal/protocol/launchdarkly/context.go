@@ -77,12 +77,16 @@ func (d *decoder) members(kind string, ofOld bool) {
 			d.hide()
 		case "custom":
 			if ofOld {
-				d.Flat(prefix, wire.LeaveOut)
+				d.custom(prefix)
 				continue
 			}
 			fallthrough
 		default:
-			d.Member(d.Path(prefix, name), wire.LeaveOut)
+			if wire.Contact(name) {
+				d.Ignore()
+			} else {
+				d.Member(d.Path(prefix, name), wire.LeaveOut)
+			}
 		}
 	}
 	if d.hideAll {
@@ -99,6 +103,21 @@ func (d *decoder) members(kind string, ofOld bool) {
 		}
 	}
 	d.Attrs = kept
+}
+
+// custom reads a user's own attributes.
+func (d *decoder) custom(prefix string) {
+	if !d.Object() {
+		d.Settle(d.Within)
+		return
+	}
+	for d.More() {
+		if name := d.Key(); wire.Contact(name) {
+			d.Ignore()
+		} else {
+			d.Member(d.Path(prefix, name), wire.LeaveOut)
+		}
+	}
 }
 
 // meta reads which attributes of a context were redacted, or should have been.

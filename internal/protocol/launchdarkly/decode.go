@@ -49,6 +49,7 @@ const noiseShare = 4
 
 func read(body []byte, most int, b *schema.Batch) error {
 	d := decoder{Decoder: wire.New(body, noiseShare*most, b), most: most}
+	d.Most = most
 	read := func() error { return d.Document(nil, d.event) }
 	if d.Kind() == jsonscan.Object {
 		read = func() error { return d.Whole(d.event) }

@@ -159,7 +159,7 @@ func (d *decoder) other(kind string) {
 			d.Once(seenData, "data")
 			d.Within = "data"
 			if d.Kind() == jsonscan.Object {
-				d.Flat("", wire.AsText)
+				d.Properties("")
 			} else {
 				d.Member(attrData, wire.AsText)
 			}

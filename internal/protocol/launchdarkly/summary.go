@@ -21,6 +21,7 @@ type counted struct {
 	flag             string
 	byDefault, kinds []byte         // JSON; nil: not there
 	fault            jsonscan.Fault // in one of the two
+	contexts         []schema.Attribute
 }
 
 // summary reads how often flags were evaluated: for flags whose events are not
@@ -58,6 +59,9 @@ func (d *decoder) summary() {
 	if !found || d.Err() != nil {
 		return
 	}
+	for _, c := range d.contexts {
+		s.contexts = append(s.contexts, schema.Attribute{Key: d.Path(attrContexts, c.kind+".key"), Value: c.key})
+	}
 	end := d.Mark()
 	d.Rewind(features)
 	if !d.Null() && d.Object() {
@@ -70,12 +74,18 @@ func (d *decoder) summary() {
 	d.Rewind(end)
 }
 
+// maxDate bounds a time as sent, which each counter repeats. No clock needs more.
+const maxDate = 32
+
 // date reads a time, and as what JSON it was sent; "" where it was not.
 func (d *decoder) date(field string) (us int64, ok bool, sent string) {
 	d.Kind()
 	from := d.Offset()
 	if us, ok = d.Millis(field); ok {
 		sent = wire.String(d.Since(from))
+	}
+	if len(sent) > maxDate {
+		sent = ""
 	}
 	return us, ok, sent
 }
@@ -160,6 +170,9 @@ func (d *decoder) counter(s *counted) {
 		}
 	}
 	raw := d.Since(from)
+	if !d.RepeatText(s.flag) {
+		d.Fail(schema.CodeTooLong, "unit_id", "the key of the flag is too long for so many counters")
+	}
 	if s.fault != jsonscan.NoFault {
 		d.Fail(schema.CodeInvalidString, "attributes", "default or contextKinds with "+s.fault.String())
 	}
@@ -177,9 +190,9 @@ func (d *decoder) shared(s *counted) {
 	if s.end != "" {
 		d.Put("end", strings.Trim(s.end, `"`))
 	}
-	for _, c := range d.contexts {
-		if d.Repeat(len(c.key)) {
-			d.Put(d.Path(attrContexts, c.kind+".key"), c.key)
+	for _, c := range s.contexts {
+		if d.Repeat(len(c.Key) + len(c.Value) + 32) { // and what lists it
+			d.Put(c.Key, c.Value)
 		}
 	}
 	for _, m := range [...]struct {
@@ -202,8 +215,13 @@ func (d *decoder) shared(s *counted) {
 // alone makes a summary of a counter that was rejected, so that it can be read
 // again by itself.
 func (d *decoder) alone(s *counted, counter []byte) []byte {
+	const escaped = 6 // bytes for one, at most
+	n := escaped*len(s.flag) + len(s.start) + len(s.end) + len(s.byDefault) + len(s.kinds) + len(counter)
+	if len(s.flag) > schema.MaxFieldBytes || !d.Repeat(n) {
+		return counter
+	}
 	flag, err := json.Marshal(s.flag)
-	if n := len(flag) + len(s.start) + len(s.end) + len(s.byDefault) + len(s.kinds) + len(counter); err != nil || !d.Repeat(n) {
+	if err != nil { // a string cannot fail
 		return counter
 	}
 	out := append([]byte(`{"kind":"summary","features":{`), flag...)

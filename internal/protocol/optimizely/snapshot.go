@@ -31,7 +31,8 @@ type draft struct {
 
 	used int // of an activation: decisions that took it
 
-	field, message string // of a snapshot that is none
+	code           schema.Code // of one that is faulty, once it was read again
+	field, message string      // the same, and of a snapshot that is none
 }
 
 type draftKind uint8
@@ -160,12 +161,25 @@ func (d *decoder) match(drafts []draft, first int, decisions []byte) {
 			a := &drafts[at]
 			dr.activation = first + at
 			dr.ev.Time, dr.ev.HasTime, dr.ev.ClientID = a.ev.Time, a.ev.HasTime, a.ev.ClientID
-			if a.used > 0 && a.ev.ClientID != "" {
-				dr.ev.ClientID = a.ev.ClientID + "/" + strconv.Itoa(a.used)
+			if a.used > 0 {
+				dr.ev.ClientID = d.further(a.ev.ClientID, a.used)
 			}
 			a.used++
 		}
 	}
+}
+
+// further is the id of another decision with the same event. One that is too long
+// stays so, and is not repeated; where there is more than there is to share, the
+// event gets an id by its place in the batch.
+func (d *decoder) further(id string, n int) string {
+	switch {
+	case id == "" || len(id) > schema.MaxFieldBytes:
+		return id
+	case !d.RepeatText(id):
+		return ""
+	}
+	return id + "/" + strconv.Itoa(n)
 }
 
 // becomes reports whether the draft makes an event.
@@ -194,6 +208,9 @@ func (d *decoder) finish(why *schema.Rejected) {
 			d.Attrs = append(d.Attrs, d.pending[dr.attrs[0]:dr.attrs[1]]...)
 		}
 		dr.ev.UnitType, dr.ev.UnitID = unitVisitor, d.id
+		if !d.RepeatText(d.id) {
+			d.Fail(schema.CodeTooLong, "unit_id", "unit_id is too long for so many events")
+		}
 		var decision []byte
 		event, id := dr.raw, ""
 		switch dr.kind {
@@ -223,19 +240,30 @@ func (d *decoder) finish(why *schema.Rejected) {
 	}
 }
 
-// again reads a draft again if something was wrong with it, so that the Decoder
-// knows what.
+// again has the Decoder know what was wrong with a draft, if something was. It is
+// read again for that, once: many decisions may have one event.
 func (d *decoder) again(dr *draft, end jsonscan.Mark) {
 	if !dr.faulty {
 		return
 	}
-	d.Rewind(dr.from)
-	if dr.kind == draftDecision {
-		d.readDecision(&draft{})
-	} else {
-		d.readEvent(&draft{})
+	if dr.code == "" {
+		code, field, message := d.Why()
+		d.Part()
+		d.Rewind(dr.from)
+		if dr.kind == draftDecision {
+			d.readDecision(&draft{})
+		} else {
+			d.readEvent(&draft{})
+		}
+		d.Rewind(end)
+		d.Fail(schema.CodeTooMany, "attributes", "more than 256 attributes")
+		dr.code, dr.field, dr.message = d.Why()
+		d.Part()
+		if code != "" {
+			d.Fail(code, field, message)
+		}
 	}
-	d.Rewind(end)
+	d.Fail(dr.code, dr.field, dr.message)
 }
 
 // exposure finishes a decision: an exposure, unless no experiment and no variation
@@ -380,7 +408,7 @@ func (d *decoder) readEvent(dr *draft) {
 			revenue = d.Text(name)
 		case "tags":
 			d.Within = "tags"
-			d.Flat("", wire.AsText)
+			d.Properties("")
 			d.Within = ""
 		default:
 			d.Member(name, wire.AsText)
@@ -421,12 +449,5 @@ func (d *decoder) amounts(ev *schema.Event, value, revenue string) {
 // personal reports whether an attribute is not kept: those with $opt_ are for the
 // backend, or the browser's user agent.
 func personal(key string) bool {
-	if strings.HasPrefix(key, "$opt_") {
-		return true
-	}
-	switch strings.ToLower(key) {
-	case "email", "e-mail", "ip", "ip_address", "user_agent", "useragent":
-		return true
-	}
-	return false
+	return strings.HasPrefix(key, "$opt_") || wire.Contact(key)
 }

@@ -27,7 +27,9 @@ const (
 // decodeJSON reads OTLP/JSON. Members are taken in snake_case too, which is how some
 // encoders write them.
 func decodeJSON(req *protocol.Request, b *schema.Batch) error {
-	d := decoder{Decoder: wire.New(req.Body, req.MaxEvents, b)}
+	// There are fewer records than bytes.
+	d := decoder{Decoder: wire.New(req.Body, len(req.Body), b)}
+	d.Most = req.MaxEvents
 	d.Reset(req.Body, maxDepth)
 	if err := d.Document(d.envelope, d.record); err != nil {
 		var be *schema.BodyError
@@ -35,6 +37,9 @@ func decodeJSON(req *protocol.Request, b *schema.Batch) error {
 			return err
 		}
 		// A request without a record is a success, as OTLP has it.
+	}
+	if d.over {
+		return d.TooMany()
 	}
 	d.finish(req)
 	return nil
@@ -213,9 +218,13 @@ func (d *decoder) record() {
 	if e.nanos == 0 { // else nobody asks
 		e.observed = d.nanos(observed, number)
 	}
-	if ev, ok := d.event(&e); ok {
+	ev, ok := d.event(&e)
+	switch {
+	case ok && d.full():
+		d.over = true
+	case ok:
 		d.Add(&ev)
-	} else if d.Err() == nil {
+	case d.Err() == nil:
 		d.Drop()
 	}
 }

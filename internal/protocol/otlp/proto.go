@@ -135,14 +135,15 @@ func (m *message) varint() uint64 {
 // decodeProto reads an ExportLogsServiceRequest. One without a record is a success,
 // as OTLP has it.
 func decodeProto(req *protocol.Request, b *schema.Batch) error {
-	d := decoder{Decoder: wire.New(req.Body, req.MaxEvents, b), maxRecords: req.MaxEvents}
+	d := decoder{Decoder: wire.New(req.Body, req.MaxEvents, b)}
+	d.Most = req.MaxEvents
 	broken := false
 	for m := (message{rest: req.Body, broken: &broken}); m.next(); {
 		if m.num == requestResourceLogs {
 			d.protoResourceLogs(m.bytes(), &broken)
 		}
-		if d.records > d.maxRecords {
-			return &schema.BodyError{Code: schema.BodyTooManyEvents, Detail: "more than " + strconv.Itoa(d.maxRecords) + " log records"}
+		if d.over {
+			return d.TooMany()
 		}
 	}
 	if broken {
@@ -174,11 +175,11 @@ func (d *decoder) protoResourceLogs(b []byte, broken *bool) {
 			case scopeLogsScope:
 				d.protoScope(s.bytes(), broken)
 			case scopeLogsRecords:
-				if d.records++; d.records > d.maxRecords {
-					return
-				}
 				if raw := s.bytes(); !*broken {
 					d.protoRecord(raw)
+				}
+				if d.over {
+					return
 				}
 			}
 		}
@@ -225,7 +226,12 @@ func (d *decoder) protoRecord(raw []byte) {
 			e.proto = m.bytes()
 		}
 	}
+	if d.broken && d.full() {
+		d.over = true
+		return
+	}
 	if d.broken {
+		d.Part() // whatever else was wrong, this comes first
 		d.Fail(schema.CodeMalformed, "", "not a log record in protobuf")
 		d.AddPart(&schema.Event{})
 		d.RawPart(raw)
@@ -238,6 +244,8 @@ func (d *decoder) protoRecord(raw []byte) {
 	switch {
 	case !ok:
 		d.Drop()
+	case d.full():
+		d.over = true
 	case !d.AddPart(&ev):
 		if again := recordJSON(raw); d.Repeat(len(again)) {
 			raw = again

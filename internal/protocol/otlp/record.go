@@ -151,10 +151,15 @@ type decoder struct {
 	sdk, sdkVersion     string // of the first resource that says
 	scope, scopeVersion string // the first there is
 	buf                 []byte // where a value becomes text
-	records, maxRecords int    // protobuf
+	over                bool   // there are more events than there may be
 	broken              bool   // protobuf: the record being read
 	entered             bool   // JSON: the envelope is one of log records, or has nothing in it
 }
+
+// full reports whether there are as many events as there may be; if so, the request
+// is going to be refused. The lines of a log do not count: nothing of them is kept,
+// and they must not cost the evaluations among them.
+func (d *decoder) full() bool { return int(d.Batch.Count) >= d.Most }
 
 // finish sets what is known of who sent the batch.
 func (d *decoder) finish(req *protocol.Request) {
@@ -249,7 +254,7 @@ func (d *decoder) event(e *draft) (ev schema.Event, ok bool) {
 			d.Put(p.name(), e.parts[p])
 		}
 	}
-	if d.service != "" && !d.has(attrService) {
+	if d.service != "" && !d.has(attrService) && d.RepeatText(d.service) {
 		d.Put(attrService, d.service)
 	}
 	if e.trace != "" {

@@ -93,16 +93,22 @@ func (d *decoder) envelope() error {
 	return nil // a syntax error is found by the caller
 }
 
-// sentOnce is the SDK that writes the body once for all its attempts: on the first
-// API its sent_at says when the first of them was, and taken for this one's would
-// move the events of a clock that is right.
-const sentOnce = "posthog-node"
+// sentOnce reports whether an SDK writes the body once for all its attempts, as those
+// do that are built on posthog-core: on the first API its sent_at says when the first
+// of them was, and taken for this one's would move the events of a clock that is right.
+func sentOnce(lib string) bool {
+	switch lib {
+	case "posthog-node", "posthog-edge", "posthog-react-native", "posthog-js-lite":
+		return true
+	}
+	return false
+}
 
 // clock is the client's clock at this attempt, microseconds since the epoch; 0 where
 // it does not say.
 func (d *decoder) clock(req *protocol.Request) int64 {
 	s := req.Header.Get("Posthog-Request-Timestamp")
-	if s == "" && d.lib != sentOnce {
+	if s == "" && !sentOnce(d.lib) {
 		s = wire.First(d.sentAt, req.Query.Get("_"))
 	}
 	us, ok := wire.ParseISO(s)

@@ -5,10 +5,12 @@ package posthog
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
 	"sluice/internal/protocol"
 	"sluice/internal/protocol/wire"
+	"sluice/pkg/jsonscan"
 	"sluice/pkg/schema"
 )
 
@@ -113,15 +115,68 @@ func bodyKey(req *protocol.Request) string {
 	if err != nil {
 		return ""
 	}
-	for _, path := range [...][]string{
-		{"api_key"}, {"token"}, {"$token"}, {"properties", "token"},
-		{"batch", "properties", "token"}, {"batch", "api_key"}, {"batch", "token"},
-	} {
-		if k := wire.Member(body, path...); k != "" {
-			return k
+	var r jsonscan.Reader
+	r.Reset(body, schema.MaxDepth)
+	var found keys
+	found.read(&r, false)
+	return strings.Clone(wire.First(found[:]...))
+}
+
+// keys are what may be the project's key, what counts first at first: api_key, token,
+// $token and properties.token beside the events, then properties.token, api_key and
+// token of the first event. They are found in one pass: who sends is not known yet.
+type keys [7]string
+
+// read reads an object, or the first element of an array, until there is nothing that
+// would count more. It leaves the reader anywhere.
+func (k *keys) read(r *jsonscan.Reader, event bool) {
+	if r.Kind() == jsonscan.Array && (!r.Array() || !r.More()) {
+		return
+	}
+	if r.Kind() != jsonscan.Object || !r.Object() {
+		return
+	}
+	own, token, property := 0, 1, 3
+	if event {
+		own, token, property = 5, 6, 4
+	}
+	for r.More() {
+		switch name := r.Key(); {
+		case name == "api_key":
+			if k.take(r, own); !event && k[own] != "" {
+				return
+			}
+		case name == "token":
+			k.take(r, token)
+		case name == "$token" && !event:
+			k.take(r, 2)
+		case name == "properties" && r.Kind() == jsonscan.Object:
+			r.Object()
+			for r.More() {
+				if r.Key() == "token" {
+					k.take(r, property)
+				} else {
+					r.Skip()
+				}
+			}
+		case name == "batch" && !event && r.Kind() != jsonscan.None:
+			m := r.Mark()
+			k.read(r, true)
+			r.Rewind(m)
+			r.Skip()
+		default:
+			r.Skip()
 		}
 	}
-	return ""
+}
+
+// take reads a key, if it is a string or a number and none was there before.
+func (k *keys) take(r *jsonscan.Reader, i int) {
+	r.ClearFault()
+	kind, s := r.Scalar()
+	if k[i] == "" && r.Fault() == jsonscan.NoFault && (kind == jsonscan.String || kind == jsonscan.Number) {
+		k[i] = s
+	}
 }
 
 // accept: posthog-python and posthog-js want exactly 200, and posthog-js a body

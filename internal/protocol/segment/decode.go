@@ -28,11 +28,17 @@ func decode(req *protocol.Request, b *schema.Batch, single string) error {
 	return nil
 }
 
-// sentOnce reports whether a library writes the body once for all its attempts,
-// which it spreads over a minute: its sentAt says when the first of them was, and
-// taken for this one's would move the events of a clock that is right.
+// sentOnce reports whether a library writes the body once for all its attempts: its
+// sentAt says when the first of them was, and taken for this one's would move the
+// events of a clock that is right. Those for servers spread their attempts over a
+// minute; those for phones keep the body in a file, for hours where there is no net.
 func sentOnce(library string) bool {
-	return library == "analytics-go" || library == "analytics-java"
+	switch library {
+	case "analytics-go", "analytics-java", "analytics-php",
+		"analytics-kotlin", "analytics-swift", "Analytics-CSharp", "analytics-csharp", "analytics-rust":
+		return true
+	}
+	return false
 }
 
 // decoder reads one body into one batch.

@@ -18,6 +18,11 @@ func (d *Decoder) Part() {
 	d.code, d.field, d.message = "", "", ""
 }
 
+// Why is what the event being read is going to be rejected for; "" where nothing is.
+func (d *Decoder) Why() (code schema.Code, field, message string) {
+	return d.code, d.field, d.message
+}
+
 // AddPart adds what was read since Part, with Attrs, as Add does. Where that is
 // rejected it returns false, and RawPart has to follow.
 func (d *Decoder) AddPart(e *schema.Event) bool {
@@ -58,6 +63,13 @@ func (d *Decoder) Repeat(n int) bool {
 	}
 	d.repeated += n
 	return true
+}
+
+// RepeatText is Repeat for a text that an event would be poorer without, or nothing:
+// one of an ordinary length may always be kept once more.
+func (d *Decoder) RepeatText(s string) bool {
+	const ordinary = 256 // bytes
+	return len(s) <= ordinary || d.Repeat(len(s))
 }
 
 // Find reads members of the object that was entered until it comes to one by that

@@ -20,6 +20,22 @@ func (d *Decoder) Property(name string) {
 	}
 }
 
+// Properties reads an object (or null) as Flat does with AsText, without properties
+// named as Contact has it, and without nested ones that are too long.
+func (d *Decoder) Properties(prefix string) {
+	if !d.Object() {
+		d.Settle(First(d.Within, "attributes"))
+		return
+	}
+	for d.More() {
+		if name := d.Key(); Contact(name) {
+			d.Ignore()
+		} else {
+			d.Property(d.Path(prefix, name))
+		}
+	}
+}
+
 // ISOTime reads a time as Time does, and the other ways to write ISO 8601 that are
 // met: without an offset, which stands for UTC, and with one that has no colon.
 func (d *Decoder) ISOTime(field string) (us int64, ok bool) {

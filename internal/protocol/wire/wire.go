@@ -45,6 +45,10 @@ type Decoder struct {
 	// "attributes". Each empties it before an event.
 	Within string
 
+	// Most is how many events there may be where elements are noise for the most part,
+	// of which New allows more; 0: as many as elements.
+	Most int
+
 	body      []byte
 	maxEvents int
 	sent      int // elements seen by Each, noise included
@@ -127,11 +131,20 @@ func (d *Decoder) Each(read func()) error {
 
 // One reads the next value as one event, as Each does its elements.
 func (d *Decoder) One(read func()) error {
-	if d.sent++; d.sent > d.maxEvents {
-		return &schema.BodyError{Code: schema.BodyTooManyEvents, Detail: "more than " + strconv.Itoa(d.maxEvents) + " events"}
+	if d.sent++; d.sent > d.maxEvents || d.Most > 0 && int(d.Batch.Count) > d.Most {
+		return d.TooMany()
 	}
 	d.event(read)
 	return nil
+}
+
+// TooMany is the error of a body with more events than there may be.
+func (d *Decoder) TooMany() error {
+	most := d.maxEvents
+	if d.Most > 0 {
+		most = d.Most
+	}
+	return &schema.BodyError{Code: schema.BodyTooManyEvents, Detail: "more than " + strconv.Itoa(most) + " events"}
 }
 
 func (d *Decoder) event(read func()) {
