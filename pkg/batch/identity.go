@@ -85,13 +85,13 @@ func ClientEventID(project, s string) ID {
 }
 
 // ContentEventID returns the identity of an event that is known by its content.
-// sum is a SHA-256 of that, and n counts the events before it in the batch that have
+// sum is a hash of that, and n counts the events before it in the batch that have
 // the same one: equal events of one batch are several events.
-func ContentEventID(sum [sha256.Size]byte, n uint32) ID {
+func ContentEventID(sum [16]byte, n uint32) ID {
 	if n == 0 {
-		return ID(sum[:16]).stamped()
+		return ID(sum).stamped()
 	}
-	return hash(domainRepeat, sum[:16], be32(n))
+	return hash(domainRepeat, sum[:], be32(n))
 }
 
 // PartID returns the dedup id of one part of a batch that passed the record

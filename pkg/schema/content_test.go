@@ -1,10 +1,10 @@
 package schema
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"testing"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -45,9 +45,16 @@ func TestIdentifyEvents(t *testing.T) {
 	// The encoding of docs/identity.md, by hand.
 	b := decode(`[{"experiment":"e","variant":"v","unit_id":"u","time":1}]`)
 	text := func(s string) string { return string(binary.BigEndian.AppendUint32(nil, uint32(len(s)))) + s }
-	sum := sha256.Sum256([]byte(text("sluice/event/content/1") + "\x01\x01" + string(binary.BigEndian.AppendUint64(nil, 1000)) +
-		text("e") + text("v") + text("") + text("") + text("u") + text("") + text("") + text("") + "\x00\x00\x00\x00"))
-	id := batch.ID(sum[:16])
+	encoded := []byte(text("sluice/event/content/1") + "\x01\x01" + string(binary.BigEndian.AppendUint64(nil, 1000)) +
+		text("e") + text("v") + text("") + text("") + text("u") + text("") + text("") + text("") + "\x00\x00\x00\x00")
+	var sum []byte
+	for seed := range uint64(2) {
+		h := xxhash.NewWithSeed(seed)
+		_, err := h.Write(encoded)
+		require.NoError(t, err)
+		sum = binary.BigEndian.AppendUint64(sum, h.Sum64())
+	}
+	id := batch.ID(sum)
 	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80
 	assert.Equal(t, id.String(), b.Events[0].ClientID)
 }

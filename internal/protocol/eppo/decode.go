@@ -13,7 +13,7 @@ import (
 func decode(req *protocol.Request, b *schema.Batch) error {
 	d := decoder{Decoder: wire.New(req.Body, req.MaxEvents, b)}
 	read := func() error { return d.Document(d.envelope, d.event) }
-	if d.Kind() == jsonscan.Object && (wire.Has(req.Body, "subject") || wire.Has(req.Body, "payload")) {
+	if d.Kind() == jsonscan.Object && !wire.Has(req.Body, "eppo_events") && (wire.Has(req.Body, "subject") || wire.Has(req.Body, "payload")) {
 		read = func() error { return d.Whole(d.event) }
 	}
 	if err := read(); err != nil {

@@ -35,7 +35,7 @@ func read(req *protocol.Request, b *schema.Batch, v1 bool) (*decoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &decoder{Decoder: wire.New(body, req.MaxEvents, b), v1: v1}
+	d := &decoder{Decoder: wire.New(body, req.MaxEvents, b), v1: v1, results: results{size: len(body) / resultsShare}}
 	if d.Kind() == jsonscan.Object && single(body) {
 		err = d.Whole(d.event)
 	} else {

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -319,21 +320,35 @@ func FuzzDecode(f *testing.F) {
 }
 
 // A batch of 100 exposures as statsig-node writes them.
+// A batch of Statsig's against the same events in the native format.
 func BenchmarkDecode(b *testing.B) {
-	event := `{"eventName":"statsig::config_exposure","metadata":{"config":"checkout_button_color","ruleID":"group_test","rulePassed":"true",` +
-		`"configVersion":"11","reason":"Network","configSyncTime":1700000000000,"initTime":1700000000000,"serverTime":1795487185226},` +
-		`"time":1795487185226,"user":{"userID":"user-000123","email":"user@example.com","custom":{"plan":"pro"},"privateAttributes":null,` +
-		`"customIDs":{"companyID":"company-17"},"statsigEnvironment":{"tier":"production"}},"value":null,` +
-		`"secondaryExposures":[{"gate":"holdout","gateValue":"false","ruleID":"hr"}],"statsigMetadata":{}}`
-	req := request(`{"statsigMetadata":{"sdkType":"statsig-node","sdkVersion":"6.5.2"},"events":[` + strings.Repeat(event+",", 99) + event + `]}`)
-	var batch schema.Batch
-	b.SetBytes(int64(len(req.Body)))
-	b.ReportAllocs()
-	for b.Loop() {
-		batch.Reset()
-		if err := decode(req, &batch); err != nil || len(batch.Events) != 100 {
-			b.Fatal(err, len(batch.Events))
-		}
+	var theirs, ours []string
+	for i := range 1000 {
+		theirs = append(theirs, fmt.Sprintf(`{"eventName":"statsig::config_exposure","metadata":{"config":"checkout_button_color","ruleID":"group_test","rulePassed":"true",`+
+			`"configVersion":"11","reason":"Network","configSyncTime":1700000000000,"initTime":1700000000000,"serverTime":1795487185226},`+
+			`"time":1795487185226,"user":{"userID":"user-%06d","email":"user@example.com","custom":{"plan":"pro"},"privateAttributes":null,`+
+			`"customIDs":{"companyID":"company-17"},"statsigEnvironment":{"tier":"production"}},"value":null,`+
+			`"secondaryExposures":[{"gate":"holdout","gateValue":"false","ruleID":"hr"}],"statsigMetadata":{}}`, i))
+		ours = append(ours, fmt.Sprintf(`{"experiment":"checkout_button_color","variant":"group_test","rule":"group_test","reason":"Network","time":1795487185226,`+
+			`"unit_type":"user","unit_id":"user-%06d","attributes":{"rulePassed":"true","configVersion":"11","configSyncTime":1700000000000,`+
+			`"user.custom.plan":"pro","user.customIDs.companyID":"company-17","user.statsigEnvironment.tier":"production",`+
+			`"secondary_exposures":"[{\"gate\":\"holdout\",\"gateValue\":\"false\",\"ruleID\":\"hr\"}]"}}`, i))
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/event")
+	run := func(name string, decode func(*schema.Batch) error) {
+		b.Run(name, func(b *testing.B) {
+			var batch schema.Batch
+			b.ReportAllocs()
+			for b.Loop() {
+				batch.Reset()
+				if err := decode(&batch); err != nil || len(batch.Events) != 1000 {
+					b.Fatal(err, len(batch.Events))
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/event")
+		})
+	}
+	req := request(`{"statsigMetadata":{"sdkType":"statsig-node","sdkVersion":"6.5.2"},"events":[` + strings.Join(theirs, ",") + `]}`)
+	run("statsig", func(batch *schema.Batch) error { return decode(req, batch) })
+	native := []byte("[" + strings.Join(ours, ",") + "]")
+	run("native", func(batch *schema.Batch) error { return schema.DecodeJSON(native, schema.KindExposure, 1000, batch) })
 }

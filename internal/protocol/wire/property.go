@@ -59,11 +59,31 @@ func ParseISO(s string) (us int64, ok bool) {
 // person without being asked for: e-mail and IP address, telephone number, user
 // agent, password. Case and what stands between words do not matter.
 func Contact(name string) bool {
+	if !contactInitial(name) {
+		return false
+	}
 	var buf [maxWords]byte
 	switch string(letters(&buf, name)) {
 	case "email", "emailaddress", "useremail", "phone", "phonenumber", "telephone", "mobilephone",
 		"ip", "ipaddress", "clientip", "useragent", "rawuseragent", "password":
 		return true
+	}
+	return false
+}
+
+// contactInitial tells by its first letter that a name is none of Contact's, which
+// most are not.
+func contactInitial(name string) bool {
+	for i := range len(name) {
+		switch c := name[i]; c {
+		case '_', '-', '.', ' ', '$':
+		default:
+			switch c | 0x20 {
+			case 'c', 'e', 'i', 'm', 'p', 'r', 't', 'u':
+				return true
+			}
+			return false
+		}
 	}
 	return false
 }
