@@ -53,7 +53,12 @@ func (r *route) add(method string, ep *protocol.Endpoint, serve func(*answerWrit
 }
 
 // find returns the route of a path: the exact one, or the one of any last segment.
+// Two slashes at the start count as one: an SDK whose URL was set with a slash at its
+// end sends them, and a 404 stops some SDKs for good.
 func (c *Collector) find(path string) *route {
+	if strings.HasPrefix(path, "//") {
+		path = "/" + strings.TrimLeft(path, "/")
+	}
 	if rt := c.routes[path]; rt != nil {
 		return rt
 	}

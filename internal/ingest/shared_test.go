@@ -114,7 +114,7 @@ func TestSharedPathNeedsOneThatTakesTheRest(t *testing.T) {
 func TestAnySegment(t *testing.T) {
 	e := start(t, withEndpoints(other("/bulk/*", false)))
 	for path, status := range map[string]int{
-		"/bulk/env1": 200, "/bulk/": 404, "/bulk": 404, "/bulk/a/b": 404, "/bulk/*": 200, "/bulk/%2F": 404,
+		"/bulk/env1": 200, "//bulk/env1": 200, "//": 404, "/bulk/": 404, "/bulk": 404, "/bulk/a/b": 404, "/bulk/*": 200, "/bulk/%2F": 404,
 	} {
 		assert.Equal(t, status, e.post(path, []byte("other "+goodKey+" "+batch.Random().String()), "Authorization", "").status, path)
 	}
