@@ -13,8 +13,6 @@ FUZZTIME ?= 30s
 PARALLEL ?= 2
 TEST_TIMEOUT ?= 20m
 TESTFLAGS ?=
-# The package that takes longest begins first, and the others run beside it.
-LONGEST = $(if $(filter ./...,$(PKGS)),./test/faults)
 
 GO_FILES = find . -name '*.go' -not -path '*/node_modules/*' -not -path './.git/*'
 STATICCHECK = go tool -modfile=tools/go.mod staticcheck
@@ -60,7 +58,7 @@ test: install $(NPM) js ## run every test (PKGS=./pkg/... for some, TESTFLAGS='-
 	else \
 		echo "without the race detector: there is no C compiler"; cgo=0 race=; \
 	fi; \
-	set -x; CGO_ENABLED=$$cgo go test $$race -count=1 -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(LONGEST) $(PKGS)
+	set -x; CGO_ENABLED=$$cgo go test $$race -count=1 -p $(PARALLEL) -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(PKGS)
 
 lint: ## check formatting, suspicious code, dependencies, and that macOS builds
 	@unformatted=$$($(GO_FILES) -print0 | xargs -0 gofmt -l); \

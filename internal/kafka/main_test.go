@@ -96,15 +96,19 @@ func classOf(t testing.TB, want retry.Class, err error) {
 
 // awaitEnd waits until the log ends at an offset.
 func awaitEnd(t testing.TB, s *Source, partition int, end int64) {
-	var bounds batch.Bounds
-	err := retry.Policy{Min: 10 * time.Millisecond, Max: 500 * time.Millisecond, Attempts: 40}.Do(t.Context(), func(ctx context.Context) error {
-		var err error
-		if bounds, err = s.Bounds(ctx, partition); err == nil && bounds.End != end {
+	require.NoError(t, endsAt(t, s, partition, end))
+}
+
+// endsAt returns nil once the log ends at an offset, and an error if it does not come
+// to.
+func endsAt(t testing.TB, s *Source, partition int, end int64) error {
+	return retry.Policy{Min: 10 * time.Millisecond, Max: 500 * time.Millisecond, Attempts: 40}.Do(t.Context(), func(ctx context.Context) error {
+		bounds, err := s.Bounds(ctx, partition)
+		if err == nil && bounds.End != end {
 			err = fmt.Errorf("the log ends at %d, not at %d", bounds.End, end)
 		}
 		return err
 	})
-	require.NoError(t, err)
 }
 
 func topicSettings(t testing.TB, c *Client, topic string) map[string]string {

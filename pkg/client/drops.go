@@ -35,11 +35,26 @@ const (
 // drops counts what was dropped and not reported yet. Logger.mu guards it.
 type drops map[dropKey]uint64
 
-// add counts n events. Past mostDropKeys they go under "*".
+// rest is what events are counted by that have no room of their own.
+func rest(why reason) dropKey { return dropKey{experiment: "*", variant: "*", reason: why} }
+
+// named is how many keys are of their own.
+func (d drops) named() int {
+	n := len(d)
+	for _, why := range []reason{queueFull, expired, refused, tooLarge} {
+		if _, there := d[rest(why)]; there {
+			n--
+		}
+	}
+	return n
+}
+
+// add counts n events. Past mostDropKeys they go under "*", which takes the place of
+// no other: reports that are put back, in any order, are the same as before.
 func (d drops) add(k dropKey, n uint64) {
-	if _, known := d[k]; !known {
-		if len(d) >= mostDropKeys {
-			k = dropKey{experiment: "*", variant: "*", reason: k.reason}
+	if _, known := d[k]; !known && k != rest(k.reason) {
+		if d.named() >= mostDropKeys {
+			k = rest(k.reason)
 		}
 		// Copies: the caller's strings may be small parts of large ones.
 		k.experiment, k.variant, k.event = shorten(k.experiment), shorten(k.variant), shorten(k.event)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -119,8 +120,6 @@ func killAtToken(t *testing.T, p *pipeline.Pipeline, ch *embedded.ClickHouse) {
 		defer rows.Close()
 		return rows.Next() && rows.Scan(&path) == nil
 	}, settle, 100*time.Millisecond)
-	watch := watchWrites(t, path+"/deduplication_logs")
-	defer watch.close()
-	watch.wait(t)
-	require.NoError(t, ch.Kill())
+	killAtWrite(t, ch.PID(), filepath.Join(path, "deduplication_logs"))
+	require.NoError(t, ch.Kill()) // waits until it is gone
 }

@@ -12,6 +12,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if code, child := aimMain(); child {
+		os.Exit(code)
+	}
 	os.Exit(pipeline.Main(m)) // each test starts the servers it breaks
 }
 
