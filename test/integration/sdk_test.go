@@ -41,6 +41,7 @@ type published struct {
 func sdks() []published {
 	const npm = "../sdk/"
 	return []published{
+		{name: "statsig-node", driver: npm + "statsig-node/drive.mjs", key: "secret-slk_k9x2m5dw", source: "statsig", sdk: "statsig-node/6.5.2"},
 		{name: "statsig-js", driver: npm + "statsig-js/drive.mjs", key: "client-slk_3uqd0v2c", source: "statsig", sdk: "javascript-client/3.33.5"},
 		{name: "statsig-core", driver: npm + "statsig-core/drive.mjs", key: "secret-slk_s8zk1m4f", source: "statsig", sdk: "statsig-server-core-node/0.23.2", mixes: true},
 		// It sends a batch twice at most, a second apart.
@@ -248,7 +249,11 @@ func checkStoredExposures(t *testing.T, p *pipeline.Pipeline, s published, want 
 // themselves besides is not its concern.
 func checkStoredEvents(t *testing.T, p *pipeline.Pipeline, s published, want map[row]sent, final string) {
 	t.Helper()
-	rows, err := p.Store.Query(t.Context(), "SELECT name, unit_type, unit_id, value, attributes, time, time_adjusted, source FROM events"+final+" WHERE project = '"+s.name+"' AND name = '"+s.name+"-purchase'")
+	name := "" // each driver logs events of one name
+	for r := range want {
+		name = r.Experiment
+	}
+	rows, err := p.Store.Query(t.Context(), "SELECT name, unit_type, unit_id, value, attributes, time, time_adjusted, source FROM events"+final+" WHERE project = '"+s.name+"' AND name = '"+name+"'")
 	require.NoError(t, err)
 	defer rows.Close()
 	times := map[row]int{}
