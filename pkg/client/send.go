@@ -130,6 +130,10 @@ func judge(status int, a *answer) verdict {
 		}
 		return refuse
 	case http.StatusBadRequest, http.StatusUnsupportedMediaType:
+		// What broke off or was damaged on the way is none of the batch's fault.
+		if a.Code == "incomplete_body" || a.Code == "bad_encoding" {
+			return again
+		}
 		return refuse
 	case http.StatusRequestTimeout, http.StatusTooManyRequests:
 		return again

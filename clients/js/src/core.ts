@@ -106,7 +106,7 @@ export class Core implements Logger {
     const now = this.p.now();
     let text: string;
     try {
-      if (this.closing || !this.endpoints) throw new Error('the logger is off');
+      if (this.closing || !this.endpoints) throw new Error('closed');
       text = encode(kind, input, this.p.uuid(), now, (m) => this.tell('attribute', m));
     } catch (e) {
       this.count.invalid++;
@@ -178,7 +178,7 @@ export class Core implements Logger {
    */
   private save(b: Batch): void {
     if (!this.store) return;
-    const failed = (e: unknown) => this.tell('storage', 'not stored: ' + message(e), b.count);
+    const failed = (e: unknown) => this.tell('storage', 'failed: ' + message(e), b.count);
     try {
       const r = this.store.put(b);
       if (typeof r === 'boolean') {
@@ -456,7 +456,7 @@ export class Core implements Logger {
     for (const b of this.all()) await b.saving;
     await this.store?.leave();
     const s = this.stats();
-    if (s.pending > s.stored) this.tell('delivery', 'closed too soon', s.pending - s.stored);
+    if (s.pending > s.stored) this.tell('delivery', 'closed', s.pending - s.stored);
   }
 
   stats(): Stats {

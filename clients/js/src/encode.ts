@@ -65,13 +65,13 @@ function attributes(from: unknown, warn: (message: string) => void): Fields | un
       n === MAX_ATTRIBUTES || bytes(key) > MAX_ATTRIBUTE_KEY ||
       !(v === null || typeof v === 'string' || typeof v === 'boolean' || (typeof v === 'number' && isFinite(v)))
     ) {
-      warn('attribute left out');
+      warn('left out');
       continue;
     }
     if (typeof v === 'string') {
       v = v.replace(BAD_ALL, '\ufffd');
       if (bytes(v as string) > MAX_ATTRIBUTE_VALUE) {
-        warn('attribute left out');
+        warn('left out');
         continue;
       }
     }

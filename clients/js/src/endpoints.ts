@@ -134,7 +134,8 @@ export function verdict(res: Response | undefined, body: string, now: number): V
     if (ms > 0) v.wait = Math.min(ms, 86_400_000); // a slip of the pen must not silence it for ever
   }
   if (s === 413) v.is = 'halve';
-  else if (s === 400 || s === 415 || s === 422) v.is = 'refused';
+  // A body that broke off on the way (400 incomplete_body, the one code with an i) is none of the batch's fault.
+  else if ((s === 400 || s === 415 || s === 422) && !/^i/.test(answer?.code as string)) v.is = 'refused';
   // A redirect, a key or path that is wrong, or something that is no collector. A
   // browser shows a redirect that was not followed as status 0.
   else if (s < 200 || (s >= 300 && s < 500 && s !== 408 && s !== 429)) v.is = 'slowly';

@@ -192,6 +192,16 @@ for (const status of [401, 403, 404, 405, 302, 410]) {
   });
 }
 
+test('400 of a body that broke off on the way: kept and sent again', async () => {
+  const { clock, core, requests } = fake({ reply: (_, n) => (n ? answer(202, {}) : answer(400, { code: 'incomplete_body' })) });
+  core.exposure(see(0));
+  const flushed = core.flush();
+  await clock.tick(600_000);
+  await flushed;
+  assert.deepEqual([core.stats().acknowledged, core.stats().dropped.refused], [1, 0]);
+  assert.equal(new Set(requests.map((r) => r.key)).size, 1);
+});
+
 for (const status of [400, 415, 422]) {
   test(`${status}: dropped at once and reported with the next batch`, async () => {
     const { core, requests } = fake({ reply: (_, n) => answer(n ? 202 : status, {}) });
