@@ -153,7 +153,7 @@ func TestRunsAlone(t *testing.T) {
 		env, limit string
 		end        os.Signal
 	}{
-		{"SLUICE_LOG_FORMAT=json", "9.437184e+08", syscall.SIGTERM}, // 900 MiB
+		{"SLUICE_LOG_FORMAT=json", "4.69762048e+08", syscall.SIGTERM}, // 448 MiB
 		{"GOMEMLIMIT=256MiB", "2.68435456e+08", os.Interrupt},
 	} {
 		nobody, err := embedded.FreeAddr()
@@ -198,9 +198,9 @@ func TestRunsAlone(t *testing.T) {
 
 func TestMemoryLimit(t *testing.T) {
 	for flush, want := range map[config.Bytes]int64{
-		256 << 20: 900 << 20, // the default
-		64 << 20:  324 << 20,
-		1 << 30:   3204 << 20,
+		256 << 20: 448 << 20, // the default
+		64 << 20:  160 << 20,
+		1 << 30:   1600 << 20,
 	} {
 		assert.Equal(t, want, memoryLimit(config.Sink{FlushBytes: flush}), "%v", flush)
 	}

@@ -127,10 +127,10 @@ func execute(ctx context.Context, args, environ []string, stdout, stderr io.Writ
 	return g.Run()
 }
 
-// limitMemory keeps the process under 1 GiB with the default settings: from 900
+// limitMemory keeps the process under 512 MiB with the default settings: from 448
 // MiB on the collector of garbage works harder. It grows and shrinks with
-// SLUICE_SINK_FLUSH_BYTES: what is held decoded is laid out in columns and then
-// compressed, so three times of it, and 132 MiB for the rest. It is a soft limit:
+// SLUICE_SINK_FLUSH_BYTES: half as much again for the columns of two blocks, and 64
+// MiB for the rest. It is a soft limit:
 // what is needed is had, at the cost of CPU, at most half of it
 // (runtime/debug.SetMemoryLimit). GOMEMLIMIT goes before it.
 func limitMemory(cfg config.Sink, environ []string) {
@@ -139,7 +139,7 @@ func limitMemory(cfg config.Sink, environ []string) {
 	}
 }
 
-func memoryLimit(cfg config.Sink) int64 { return 132<<20 + 3*int64(cfg.FlushBytes) }
+func memoryLimit(cfg config.Sink) int64 { return 64<<20 + int64(cfg.FlushBytes)*3/2 }
 
 // prepare brings tables and topics up to date. Kafka and ClickHouse may start
 // later than the sink: it waits for them, and only a permanent error ends it.

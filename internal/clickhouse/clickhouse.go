@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	ch "github.com/ClickHouse/clickhouse-go/v2"
@@ -34,6 +35,9 @@ type Config struct {
 // Client is a connection pool to one ClickHouse. Safe for concurrent use.
 type Client struct {
 	conn     driver.Conn
+	opts     *ch.Options // what the pool was made of; a wire is dialed with the same
+	wires    chan *wire  // those that are idle
+	changed  atomic.Bool // exposures or events had other types than ours when last opened
 	cfg      Config
 	database string
 	silence  *patience // receive_timeout of an open insert
@@ -105,13 +109,22 @@ func Open(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open ClickHouse pool: %w", err)
 	}
-	return &Client{conn: conn, cfg: cfg, database: opts.Auth.Database,
+	return &Client{conn: conn, opts: opts, wires: make(chan *wire, idleWires), cfg: cfg, database: opts.Auth.Database,
 		silence: newPatience(min(cfg.InsertTimeout, usualSilence), cfg.InsertTimeout),
 		lookups: newPatience(usualLookup, longestLookup)}, nil
 }
 
 // Close gives the connections back.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	for {
+		select {
+		case w := <-c.wires:
+			_ = w.conn.Close() // nothing is under way on it
+		default:
+			return c.conn.Close()
+		}
+	}
+}
 
 // Database is the database the DSN names.
 func (c *Client) Database() string { return c.database }

@@ -41,6 +41,8 @@ type Insert struct {
 	c       *Client
 	table   schema.Table
 	at      schema.Position
+	wire    *wire           // of exposures and events that have our types; nil: batch
+	ctx     context.Context // of the wire's exchanges; ends with cancel
 	batch   driver.Batch
 	cancel  context.CancelFunc
 	opened  time.Time
@@ -67,9 +69,11 @@ func (c *Client) OpenInsert(ctx context.Context, t schema.Table, at schema.Posit
 	deadline := time.Now().Add(c.cfg.InsertTimeout + 15*time.Second)
 	for {
 		own, cancel := context.WithCancel(ctx)
-		b, err := c.conn.PrepareBatch(ch.Context(own, ch.WithQueryID(id), ch.WithSettings(settings)), query)
+		in := &Insert{c: c, table: t, at: at, ctx: own, cancel: cancel, silence: silence}
+		err := in.open(id, query, settings)
 		if err == nil {
-			return &Insert{c: c, table: t, at: at, batch: b, cancel: cancel, opened: time.Now(), silence: silence}, nil
+			in.opened = time.Now()
+			return in, nil
 		}
 		cancel()
 		if serverCode(err) != codeQueryRunning || time.Now().After(deadline) {
@@ -81,6 +85,18 @@ func (c *Client) OpenInsert(ctx context.Context, t schema.Table, at schema.Posit
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// open sends the query and waits until the server has opened it: on a wire where the
+// table is one whose columns are laid out here, and has the types they are for.
+func (i *Insert) open(id, query string, settings ch.Settings) (err error) {
+	if i.table == schema.Exposures || i.table == schema.Events {
+		if i.wire, err = i.c.openWire(i.ctx, i.table, id, query, settings); err != nil || i.wire != nil {
+			return err
+		}
+	}
+	i.batch, err = i.c.conn.PrepareBatch(ch.Context(i.ctx, ch.WithQueryID(id), ch.WithSettings(settings)), query)
+	return err
 }
 
 // usualSilence is the receive_timeout of an open insert that waits for its rows.
@@ -165,15 +181,14 @@ func (c *Client) knownSettings(ctx context.Context) (map[string]bool, error) {
 // Insert is closed either way.
 func (i *Insert) Send(rows *schema.Rows) error {
 	defer i.cancel()
-	if err := i.fill(rows); err != nil {
-		// Nothing was sent: the client failed to lay out the rows.
-		_ = i.batch.Abort()
-		return layoutError(fmt.Errorf("lay out rows of %s: %w", i.table, err))
+	send, err := i.layOut(rows)
+	if err != nil {
+		return err
 	}
 	laidOut := time.Since(i.opened)
 	limit := i.c.cfg.InsertTimeout + answerGrace
 	late := time.AfterFunc(limit, i.cancel)
-	err := i.batch.Send()
+	err = send()
 	inTime := late.Stop()
 	if err == nil {
 		return nil
@@ -191,6 +206,48 @@ func (i *Insert) Send(rows *schema.Rows) error {
 	return i.c.classify(err)
 }
 
+// layOut prepares the rows and returns what sends them. After an error nothing was
+// sent.
+func (i *Insert) layOut(rows *schema.Rows) (send func() error, err error) {
+	if i.wire != nil {
+		columns, err := i.columns(rows)
+		if err != nil {
+			i.Close()
+			return nil, err
+		}
+		return func() error { return i.c.sendWire(i.ctx, i.wire, columns) }, nil
+	}
+	if rows.Laid != nil {
+		i.Close()
+		return nil, retry.Mark(fmt.Errorf("%s was changed meanwhile: %w", i.table, errLaid), retry.Transient)
+	}
+	if err := i.fill(rows); err != nil {
+		_ = i.batch.Abort()
+		return nil, layoutError(fmt.Errorf("lay out rows of %s: %w", i.table, err))
+	}
+	return i.batch.Send, nil
+}
+
+// errLaid is for columns that a table does not take as they are: the rows have to be
+// sent.
+var errLaid = errors.New("rows were laid out for other columns than it has")
+
+// columns are the rows as a wire sends them.
+func (i *Insert) columns(rows *schema.Rows) ([]inputColumn, error) {
+	if rows.Laid != nil {
+		laid, ok := rows.Laid.(*Columns)
+		if !ok {
+			return nil, retry.Mark(fmt.Errorf("%s: %w", i.table, errLaid), retry.Permanent)
+		}
+		return laid.table(i.table).columns, nil
+	}
+	t := newEventTable(i.table)
+	for r := range rows.Events {
+		t.add(&i.at, rows.Events[r].Batch, rows.Events[r].Event, rows.Events[r].Offset)
+	}
+	return t.columns, nil
+}
+
 // layoutError classifies what the client itself did not take. It knows the columns'
 // types: a value that an Enum or a FixedString has no room for it refuses as the
 // server would. A column that takes no value of ours at all has another type than
@@ -205,7 +262,11 @@ func layoutError(err error) error {
 
 // Close ends the insert without rows. Closing twice, or after Send, is fine.
 func (i *Insert) Close() {
-	if !i.batch.IsSent() {
+	if i.wire != nil {
+		if i.ctx.Err() == nil {
+			i.c.closeWire(i.ctx, i.wire)
+		}
+	} else if !i.batch.IsSent() {
 		late := time.AfterFunc(closeGrace, i.cancel)
 		defer late.Stop()
 		if err := i.batch.Close(); err != nil {

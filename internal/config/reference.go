@@ -107,6 +107,6 @@ environment, the environment over the file, the file over the default.
 - Passwords are not printed or logged. On a command line other users of the machine can read them: use the
   environment or the file.
 - A soft limit on memory is set by the services themselves: the collector 90 MiB, and one byte more for each byte
-  in flight above 40 MiB; the sink 132 MiB and three times ` + "`SLUICE_SINK_FLUSH_BYTES`" + ` (900 MiB with the default).
+  in flight above 40 MiB; the sink 64 MiB and one and a half times ` + "`SLUICE_SINK_FLUSH_BYTES`" + ` (448 MiB with the default).
   ` + "`GOMEMLIMIT`" + ` goes before it (for example nine tenths of the container's limit).
 `

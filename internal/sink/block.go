@@ -24,6 +24,7 @@ type block struct {
 	refused map[place]string
 	hunt    *hunt // for more of them
 	events  int   // rows of exposures and events that the block was to have
+	written int   // rows of all tables
 }
 
 // The reasons of the dead letters that the sink itself writes.
@@ -38,8 +39,10 @@ const maxErrorText = 1000
 // item is one record of a block and what is decided about it.
 type item struct {
 	delivery batch.Delivery
-	batch    schema.Batch
-	broken   error // the value, the key or a header could not be read
+	head     schema.Head
+	rejected []schema.Rejected // once the block was read
+	batch    *schema.Batch     // with its events, once something needs them one by one
+	broken   error             // the value, the key or a header could not be read
 	outcome  schema.Outcome
 	earlier  *claim // what was stored of the batch before this record; nil: nothing
 }
@@ -52,45 +55,106 @@ func newBlock(a *batch.Accumulator[item]) *block {
 	return b
 }
 
-func (it *item) rowCount() int { return len(it.batch.Events) + len(it.batch.Rejected) + 1 }
+func (it *item) rowCount() int { return it.head.Events + it.head.Rejected + 1 }
 
-// memory is what a decoded record takes, without the columns it is copied into
-// when the block is written.
-func (it *item) memory() int64 {
-	n := int64(len(it.delivery.Value)) + int64(unsafe.Sizeof(*it))
-	n += int64(cap(it.batch.Events)) * int64(unsafe.Sizeof(schema.Event{}))
-	n += int64(cap(it.batch.Rejected)) * int64(unsafe.Sizeof(schema.Rejected{}))
-	for i := range it.batch.Events {
-		n += int64(len(it.batch.Events[i].Attributes)) * int64(unsafe.Sizeof(schema.Attribute{}))
-	}
-	return n
-}
+// memory is what a record takes while it waits in a block, without the columns its
+// events are laid out in when the block is written.
+func (it *item) memory() int64 { return int64(len(it.delivery.Value)) + int64(unsafe.Sizeof(*it)) }
 
+// newItem reads of a record what a block has to know while it grows. Its events are
+// read when the block is written.
 func newItem(d batch.Delivery) item {
-	it := item{delivery: d, broken: d.Bad}
-	if it.broken == nil {
-		it.broken = schema.DecodeRecord(d.Value, &it.batch)
+	it := item{delivery: d}
+	var err error
+	if it.head, err = schema.ReadHead(d.Value); d.Bad != nil {
+		err = d.Bad
 	}
-	if it.broken != nil {
-		it.batch = schema.Batch{}
-		if it.delivery.DedupID.IsZero() {
-			// Unreadable down to its name: the place in the log has to serve.
-			it.delivery.DedupID = batch.ForKey("", fmt.Sprintf("unreadable/%d/%d", d.Partition, d.Offset))
-		}
+	if err != nil {
+		it.breaks(err)
 	}
 	return it
+}
+
+// breaks marks the record as one that cannot be read.
+func (it *item) breaks(err error) {
+	it.broken, it.head, it.rejected, it.batch = err, schema.Head{}, nil, &schema.Batch{}
+	if it.delivery.DedupID.IsZero() {
+		// Unreadable down to its name: the place in the log has to serve.
+		it.delivery.DedupID = batch.ForKey("", fmt.Sprintf("unreadable/%d/%d", it.delivery.Partition, it.delivery.Offset))
+	}
+}
+
+// events decodes the record's events, for what needs them one by one.
+func (it *item) events() *schema.Batch {
+	if it.batch == nil {
+		var b schema.Batch
+		if err := schema.DecodeRecord(it.delivery.Value, &b); err != nil {
+			b = schema.Batch{} // not after the block was read
+		}
+		it.batch, it.rejected = &b, b.Rejected
+	}
+	return it.batch
+}
+
+// read decodes every record and, where columns are given, lays out the events of those
+// that are stored. It reports false where a record turned out to be one that cannot be
+// read: it decides nothing, so the block has to be decided again.
+func (b *block) read(columns schema.Columns, scratch *schema.Batch) (whole bool) {
+	whole = true
+	for i := range b.items {
+		it := &b.items[i]
+		if it.broken != nil {
+			continue
+		}
+		scratch.Reset()
+		if err := schema.DecodeRecord(it.delivery.Value, scratch); err != nil {
+			it.breaks(err)
+			whole = false
+			continue
+		}
+		if len(scratch.Rejected) > 0 {
+			it.rejected = slices.Clone(scratch.Rejected)
+		}
+		if columns != nil && it.outcome == schema.Stored {
+			columns.Append(scratch, it.delivery.Offset)
+		}
+	}
+	scratch.Reset()
+	return whole
+}
+
+// plain reports whether all events of each record that is stored are: then they need
+// not be looked at one by one.
+func (b *block) plain() bool {
+	if len(b.refused) > 0 {
+		return false
+	}
+	for i := range b.items {
+		if b.items[i].outcome == schema.Stored && b.items[i].earlier != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // build lays out what the block adds to each table. It is a function of the
 // records, their outcomes and what is refused of them, so that a repeat expects the
 // same rows.
-func (b *block) build() map[schema.Table]*schema.Rows {
+//
+// Where columns are given they hold the rows of exposures and events.
+func (b *block) build(columns schema.Columns) map[schema.Table]*schema.Rows {
 	out := map[schema.Table]*schema.Rows{}
 	for _, t := range schema.Tables() {
 		out[t] = &schema.Rows{}
 	}
+	out[schema.Batches].Batches = make([]schema.BatchRow, 0, len(b.items))
+	if columns != nil {
+		for _, t := range []schema.Table{schema.Exposures, schema.Events} {
+			out[t].Laid, out[t].LaidRows = columns, columns.Rows(t)
+		}
+	}
 	for i := range b.items {
-		b.items[i].build(out, b.refused)
+		b.items[i].build(out, b.refused, columns != nil)
 	}
 	out[schema.ProgressTab].Progress = []schema.Progress{{First: b.first, Through: b.last}}
 	return out
@@ -109,7 +173,7 @@ func (it *item) letter(index uint32, stage string) schema.DeadLetter {
 	return schema.DeadLetter{
 		ID:      batch.DeadLetterID(d.BatchID, d.Digest, index, stage),
 		Project: d.Project, BatchID: d.BatchID, Index: index, Stage: stage,
-		Source: it.batch.Source, ReceivedAt: it.receivedAt().UnixMicro(), Offset: d.Offset,
+		Source: it.head.Source, ReceivedAt: it.receivedAt().UnixMicro(), Offset: d.Offset,
 	}
 }
 
@@ -131,16 +195,16 @@ func bounded(s string) string {
 	return s
 }
 
-func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]string) {
-	b, offset := &it.batch, it.delivery.Offset
+func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]string, laid bool) {
+	offset := it.delivery.Offset
 	dead := out[schema.DeadLetters]
 	// A copy that was split otherwise may have brought some of this one's indices.
 	stored := func(index uint32) bool {
 		return it.outcome == schema.Stored && it.earlier != nil && it.earlier.covers(index)
 	}
 	rejected := func(stage string) {
-		for i := range b.Rejected {
-			r := &b.Rejected[i]
+		for i := range it.rejected {
+			r := &it.rejected[i]
 			if stored(r.Index) {
 				continue
 			}
@@ -152,6 +216,10 @@ func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]strin
 	aside := 0
 	switch it.outcome {
 	case schema.Stored:
+		b := &schema.Batch{} // its events are in the columns
+		if !laid {
+			b = it.events()
+		}
 		for i := range b.Events {
 			e := &b.Events[i]
 			if stored(e.Index) {
@@ -170,6 +238,7 @@ func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]strin
 		}
 		rejected(schema.StageCollector)
 	case schema.Conflict:
+		b := it.events()
 		for i := range b.Events {
 			e := &b.Events[i]
 			l := it.letter(e.Index, schema.StageConflict)
@@ -189,12 +258,12 @@ func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]strin
 	}
 	// What was refused is not among the events that are to be found in the tables,
 	// but among those to be found in dead_letters.
-	row := schema.BatchRow{Record: it.delivery.Record, Source: b.Source, Outcome: it.outcome,
-		Events: len(b.Events) - aside, Rejected: len(b.Rejected) + aside, Offset: offset}
+	row := schema.BatchRow{Record: it.delivery.Record, Source: it.head.Source, Outcome: it.outcome,
+		Events: it.head.Events - aside, Rejected: it.head.Rejected + aside, Offset: offset}
 	row.Record.Value = nil
 	row.Record.ReceivedAt = it.receivedAt()
-	if b.Part {
-		row.Part = fmt.Sprintf("%d-%d", b.First, b.Last)
+	if it.head.Part {
+		row.Part = fmt.Sprintf("%d-%d", it.head.First, it.head.Last)
 	}
 	out[schema.Batches].Batches = append(out[schema.Batches].Batches, row)
 }
@@ -209,7 +278,7 @@ func (b *block) setAside() []schema.DeadLetter {
 	if !some {
 		return nil
 	}
-	return slices.DeleteFunc(b.build()[schema.DeadLetters].Dead, func(l schema.DeadLetter) bool { return l.Stage != schema.StageSink })
+	return slices.DeleteFunc(b.build(nil)[schema.DeadLetters].Dead, func(l schema.DeadLetter) bool { return l.Stage != schema.StageSink })
 }
 
 // place tells the rows of one partition apart.

@@ -14,7 +14,7 @@ type span struct{ first, last uint32 }
 // whole covers every index: the span of a batch that was not split.
 var whole = span{0, math.MaxUint32}
 
-func spanOf(b *schema.Batch) span {
+func spanOf(b *schema.Head) span {
 	if b.Part {
 		return span{b.First, b.Last}
 	}
@@ -148,7 +148,7 @@ func (p *partition) decide(ctx context.Context, b *block) error {
 	for i := range b.items {
 		it := &b.items[i]
 		d := &it.delivery
-		s := spanOf(&it.batch)
+		s := spanOf(&it.head)
 		it.earlier = claims[d.BatchID]
 		switch {
 		case it.broken != nil:
@@ -187,7 +187,7 @@ func (p *partition) stored(ctx context.Context, it *item) (bool, error) {
 	}
 	at := p.at
 	at.Offset = d.Offset
-	s := spanOf(&it.batch)
+	s := spanOf(&it.head)
 	return p.store.HasBatch(ctx, d.Project, d.BatchID, s.first, s.last, at)
 }
 

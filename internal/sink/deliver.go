@@ -23,33 +23,42 @@ var errTorn = errors.New("rows are still missing after every retry")
 // block is there. It waits out what is transient for as long as the partition
 // is owned: Kafka keeps the records.
 func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error {
-	if err := p.retry(ctx, "look up earlier copies", func() error { return p.decide(ctx, b) }); err != nil {
-		return err
-	}
-	rows := b.build()
-	b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
 	start := p.s.now()
-	if b.first > p.horizon {
-		err := p.flushing(ctx, func() error { return p.insert(ctx, gen, b, rows, p.token(b)) })
-		if err == nil {
-			p.s.metrics.inserted(rows, p.s.now().Sub(start))
-			return nil
+	for {
+		if err := p.retry(ctx, "look up earlier copies", func() error { return p.decide(ctx, b) }); err != nil {
+			return err
 		}
-		if errors.Is(err, batch.ErrFenced) || ctx.Err() != nil {
+		if b.first <= p.horizon {
+			if b.read(nil, &p.scratch) {
+				break
+			}
+			continue
+		}
+		err := p.flushing(ctx, func(columns schema.Columns) error { return p.write(ctx, gen, b, columns) })
+		switch {
+		case err == nil:
+			p.s.metrics.inserted(b.written, p.s.now().Sub(start))
+			return nil
+		case errors.Is(err, errUnread):
+			continue
+		case errors.Is(err, batch.ErrFenced) || ctx.Err() != nil:
 			return err
 		}
 		p.s.metrics.insertErrors.Inc()
 		if t := refusing(err); t != "" && !p.s.cfg.SkipReadBack {
-			b.hunt = newHunt(t, rows[t].Events, err)
+			b.hunt = newHunt(t, b.build(nil)[t].Events, err)
 		} else {
 			p.log.Warn("insert is unsure; reading back", "first", b.first, "last", b.last, "error", err)
 			if !retry.Sleep(ctx, 200*time.Millisecond) {
 				return ctx.Err()
 			}
 		}
+		break
 	}
+	rows := b.build(nil)
+	b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
 	return p.retry(ctx, "heal", func() error {
-		return p.flushing(ctx, func() error {
+		return p.flushing(ctx, func(schema.Columns) error {
 			// Unless the protocol is broken on purpose, unsure means: look first.
 			if p.s.cfg.SkipReadBack {
 				return p.insert(ctx, gen, b, rows, p.token(b))
@@ -63,14 +72,44 @@ func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error
 	})
 }
 
+// errUnread says that a record of the block cannot be read, which was not known when
+// the block was decided.
+var errUnread = errors.New("a record cannot be read")
+
+// write inserts a block that is not there yet, its events in columns if nothing speaks
+// against it.
+func (p *partition) write(ctx context.Context, gen Generation, b *block, columns schema.Columns) error {
+	if !b.plain() {
+		columns = nil
+	}
+	if columns != nil {
+		columns.Reset(p.at)
+	}
+	if !b.read(columns, &p.scratch) {
+		return errUnread
+	}
+	rows := b.build(columns)
+	b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
+	b.written = b.events + rows[schema.DeadLetters].Len() + rows[schema.Batches].Len() + rows[schema.ProgressTab].Len()
+	return p.insert(ctx, gen, b, rows, p.token(b))
+}
+
 // flushing runs one attempt while it holds one of the process's places for
-// inserts. Nobody waits for anything else while holding one: a partition that
-// cannot go on does not keep the others from it.
-func (p *partition) flushing(ctx context.Context, attempt func() error) error {
+// inserts, with the columns that belong to the place (nil where the store has none).
+// Nobody waits for anything else while holding one: a partition that cannot go on does
+// not keep the others from it.
+func (p *partition) flushing(ctx context.Context, attempt func(schema.Columns) error) error {
 	select {
-	case p.s.flushes <- struct{}{}:
-		defer func() { <-p.s.flushes }()
-		return attempt()
+	case columns := <-p.s.flushes:
+		if columns == nil {
+			columns = p.s.store.NewColumns()
+		}
+		err := attempt(columns)
+		if err != nil {
+			columns = nil // the tables may have changed
+		}
+		p.s.flushes <- columns
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -225,7 +264,7 @@ func (p *partition) compare(ctx context.Context, b *block) (map[schema.Table]*sc
 	}
 	missing := map[schema.Table]*schema.Rows{}
 	total := 0
-	rows := b.build()
+	rows := b.build(nil)
 	for _, t := range schema.Tables() {
 		m, err := p.missing(ctx, t, rows[t], there[t])
 		if err != nil {
@@ -238,7 +277,7 @@ func (p *partition) compare(ctx context.Context, b *block) (map[schema.Table]*sc
 			}
 			if known {
 				m.Events = slices.DeleteFunc(m.Events, func(r schema.EventRow) bool { return b.isRefused(&r) })
-				rows = b.build() // the tables that come after these expect it
+				rows = b.build(nil) // the tables that come after these expect it
 			}
 		}
 		missing[t] = m
@@ -348,6 +387,7 @@ func (p *partition) retry(ctx context.Context, what string, fn func() error) err
 		} else {
 			p.log.Warn("trying again", "doing", what, "error", err, "in", wait)
 		}
+		p.endTurn() // what is in trouble holds up no other
 		p.status("waiting", what+": "+err.Error())
 		if !retry.Sleep(ctx, wait) {
 			return ctx.Err()

@@ -129,6 +129,30 @@ func (s *memoryStore) OpenInsert(ctx context.Context, t schema.Table, at schema.
 	return d, nil
 }
 
+// memoryColumns keeps copies of the rows.
+type memoryColumns struct {
+	rows map[schema.Table][]schema.EventRow
+}
+
+func (s *memoryStore) NewColumns() schema.Columns { return &memoryColumns{} }
+
+func (c *memoryColumns) Reset(schema.Position)   { c.rows = map[schema.Table][]schema.EventRow{} }
+func (c *memoryColumns) Rows(t schema.Table) int { return len(c.rows[t]) }
+
+func (c *memoryColumns) Append(b *schema.Batch, offset int64) {
+	own := *b
+	own.Events = append([]schema.Event(nil), b.Events...)
+	for i := range own.Events {
+		e := &own.Events[i]
+		e.Attributes = append([]schema.Attribute(nil), e.Attributes...)
+		t := schema.Exposures
+		if e.Kind == schema.KindEvent {
+			t = schema.Events
+		}
+		c.rows[t] = append(c.rows[t], schema.EventRow{Batch: &own, Event: e, Offset: offset})
+	}
+}
+
 func (i *memoryInsert) Close() {
 	i.s.mu.Lock()
 	defer i.s.mu.Unlock()
@@ -136,6 +160,11 @@ func (i *memoryInsert) Close() {
 }
 
 func (i *memoryInsert) Send(rows *schema.Rows) error {
+	if rows.Laid != nil {
+		laid := *rows
+		laid.Events, laid.Laid, laid.LaidRows = rows.Laid.(*memoryColumns).rows[i.table], nil, 0
+		rows = &laid
+	}
 	if err := i.s.call(i.ctx); err != nil {
 		return err
 	}

@@ -83,13 +83,9 @@ func (m *Metrics) partition(st Status) {
 
 func (m *Metrics) alarm(kind string) { m.alarms.WithLabelValues(kind).Inc() }
 
-func (m *Metrics) inserted(rows map[schema.Table]*schema.Rows, took time.Duration) {
+func (m *Metrics) inserted(rows int, took time.Duration) {
 	m.insertTime.Observe(took.Seconds())
-	total := 0
-	for _, r := range rows {
-		total += r.Len()
-	}
-	m.blockRows.Observe(float64(total))
+	m.blockRows.Observe(float64(rows))
 }
 
 // deadReason keeps the label bounded: reasons come with the records, and a
@@ -116,12 +112,12 @@ func (m *Metrics) delivered(b *block) {
 			m.duplicates.Inc()
 		case schema.Conflict:
 			m.conflicts.Inc()
-			m.dead.WithLabelValues("key_reused").Add(float64(len(it.batch.Events)))
+			m.dead.WithLabelValues("key_reused").Add(float64(it.head.Events))
 		case schema.Dead:
 			m.dead.WithLabelValues(reasonUndecodable).Inc()
 		case schema.Stored:
-			for j := range it.batch.Rejected {
-				m.dead.WithLabelValues(deadReason(string(it.batch.Rejected[j].Code))).Inc()
+			for j := range it.rejected {
+				m.dead.WithLabelValues(deadReason(string(it.rejected[j].Code))).Inc()
 			}
 		}
 	}

@@ -161,7 +161,7 @@ func testAway(t *testing.T, server *embedded.ClickHouse, begin func() error, end
 	b.drained()
 	stop()
 	b.assertOnce(int(appended.Load()), perBatch)
-	assert.LessOrEqual(t, held.Load(), b.cfg.FlushBytes+3*fetchBytes*decodedFactor)
+	assert.LessOrEqual(t, held.Load(), b.cfg.FlushBytes+3*fetchBytes*fetchFactor)
 	assert.Equal(t, 1, b.log.generations(), "no rebalance")
 	assert.Zero(t, s.budget.inUse())
 }

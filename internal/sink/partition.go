@@ -13,15 +13,23 @@ import (
 )
 
 const (
-	fetchBytes = 2 << 20
+	fetchBytes = 4 << 20
 	// tipBytes is asked for where nothing is known to be there. Such a fetch waits:
 	// were it charged for as much as any other, the idle ones of many partitions
 	// would hold the budget.
 	tipBytes  = 64 << 10
 	fetchWait = 500 * time.Millisecond
-	// decodedFactor is what a fetched byte is taken to become in memory before
-	// that is known (measured for 100-event batches: 2 to 3).
-	decodedFactor = 4
+	// lookWait is for what is there already.
+	lookWait = time.Millisecond
+	// fetchFactor is what a fetch is charged for before it is known: it ends with
+	// the batch of records that passes its bytes.
+	fetchFactor = 2
+	// turns is how many partitions read what has piled up at the same time: one
+	// reads while the blocks of two are written, and memory is for three large
+	// blocks, however many partitions there are.
+	turns = 3
+	// blockShare of the process's bytes is what one block may take.
+	blockShare = 4
 )
 
 // partition drains one partition for one generation. Owned by one goroutine.
@@ -42,8 +50,10 @@ type partition struct {
 	end     int64  // the log's end when last seen
 
 	filling *batch.Accumulator[item]
-	spare   []item // fetched and decoded, for the next block
-	held    int64  // bytes charged to the budget for what is fetched and not delivered
+	turn    bool         // it holds one of the process's turns
+	scratch schema.Batch // what records are decoded into
+	spare   []item       // fetched and decoded, for the next block
+	held    int64        // bytes charged to the budget for what is fetched and not delivered
 
 	// Events of the last blocks that ClickHouse refused, as long as it took none.
 	refusedInRow int
@@ -51,14 +61,12 @@ type partition struct {
 
 func newPartition(s *Sink, id, remember int) *partition {
 	p := &partition{
-		s:    s,
-		at:   schema.Position{Topic: s.cfg.Topic, Partition: id},
-		log:  s.log.With("partition", id),
-		seen: newRemembered(remember),
-		own:  batch.Random().String(),
-		// Half of the process's bytes: one partition's backlog leaves room for the
-		// others, and for the columns a block is laid out in when it is written.
-		filling: batch.NewAccumulator[item](batch.Bound{Count: s.cfg.FlushRows, Bytes: s.cfg.FlushBytes / 2}),
+		s:       s,
+		at:      schema.Position{Topic: s.cfg.Topic, Partition: id},
+		log:     s.log.With("partition", id),
+		seen:    newRemembered(remember),
+		own:     batch.Random().String(),
+		filling: batch.NewAccumulator[item](batch.Bound{Count: s.cfg.FlushRows, Bytes: s.cfg.FlushBytes / blockShare}),
 	}
 	p.store = s.guarded(func() (over func()) {
 		before := p.state
@@ -70,7 +78,7 @@ func newPartition(s *Sink, id, remember int) *partition {
 
 // run drains the partition until ctx ends or its ownership is in doubt.
 func (p *partition) run(ctx context.Context, gen Generation) error {
-	defer func() { p.release(p.held) }()
+	defer func() { p.release(p.held); p.endTurn() }()
 	p.status("taking_over", "")
 	if err := p.takeOver(ctx, gen); err != nil {
 		return fmt.Errorf("take over: %w", err)
@@ -86,6 +94,7 @@ func (p *partition) run(ctx context.Context, gen Generation) error {
 			return err
 		}
 		if gap != nil {
+			p.endTurn()
 			p.spare = nil
 			p.release(p.held)
 			if err := p.stop(ctx, gen, gap); err != nil {
@@ -112,6 +121,7 @@ func (p *partition) run(ctx context.Context, gen Generation) error {
 		p.count(b)
 		p.next = b.last + 1
 		p.release(b.bytes)
+		p.endTurn()
 		p.s.metrics.delivered(b)
 	}
 }
@@ -323,9 +333,13 @@ func (p *partition) resume(ctx context.Context, gen Generation, at int64) error 
 	return nil
 }
 
-// fill reads until a block is full by rows, bytes or age. While rows may be
-// there already it ends a block exactly where the earlier owner's block ended,
-// so that it has the same token.
+// fill reads a block. What has piled up in Kafka is read until the block is full by
+// rows or bytes. At the log's end it waits in Kafka, not here, until the block is due by
+// age; then what has come meanwhile is read at once. So large blocks are in memory for
+// as long as it takes to read and write them, and only those of a few partitions.
+//
+// While rows may be there already it ends a block exactly where the earlier owner's
+// block ended, so that it has the same token.
 func (p *partition) fill(ctx context.Context) (*block, error) {
 	a := p.filling
 	a.SetAge(p.age())
@@ -338,6 +352,8 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 	if limit >= 0 && limit < p.end {
 		a.SetAge(0) // its end is known and at hand
 	}
+	var began time.Time
+	looked := false // for what had come by the time the block was due
 	for {
 		// What is at hand first.
 		for len(p.spare) > 0 {
@@ -353,10 +369,24 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 				return p.cut(a), nil
 			}
 		}
-		if a.Due(p.s.now()) {
-			return p.cut(a), nil
+		now := p.s.now()
+		if a.Len() > 0 {
+			if began.IsZero() {
+				began = now
+			}
+			late := a.Remaining(now) == 0 && now.Sub(began) > p.s.cfg.FlushIntervalMax
+			if !a.Fits(1, 1) || late || looked && want >= p.end {
+				return p.cut(a), nil
+			}
+			if want >= p.end {
+				p.endTurn()
+				if left := a.Remaining(now); left > 0 && !retry.Sleep(ctx, left) {
+					return nil, ctx.Err()
+				}
+				looked = true
+			}
 		}
-		if done, err := p.refill(ctx, want, a); err != nil {
+		if done, err := p.refill(ctx, want, a, began); err != nil {
 			return nil, err
 		} else if done {
 			return p.cut(a), nil
@@ -366,18 +396,25 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 
 // refill fetches records for the block being filled, within the budget. It
 // reports true when the block should be cut as it is: nobody waits for bytes
-// while holding some, and what is at hand is delivered before an error stops the
-// partition (the error comes again).
-func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator[item]) (bool, error) {
+// while holding some, or for a turn for longer than a block may grow, and what is at
+// hand is delivered before an error stops the partition (the error comes again).
+func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator[item], began time.Time) (bool, error) {
 	// What is held stays held through an outage, and nothing is added to it.
 	if err := p.store.ready(ctx); err != nil {
 		return false, err
 	}
-	size := fetchBytes
-	if from >= p.end {
-		size = tipBytes
+	size, wait := tipBytes, fetchWait
+	if from < p.end || a.Len() > 0 {
+		// No more than there is room for: what comes beyond it is read again.
+		size = int(min(fetchBytes, max(tipBytes, p.s.cfg.FlushBytes/blockShare-a.Bytes())))
+		if a.Len() > 0 {
+			wait = lookWait
+		}
+		if ok, err := p.takeTurn(ctx, a.Len() > 0, began); err != nil || !ok {
+			return !ok, err
+		}
 	}
-	charge := int64(size * decodedFactor)
+	charge := int64(size * fetchFactor)
 	if !p.s.budget.try(charge) {
 		if a.Len() > 0 {
 			return true, nil
@@ -389,10 +426,6 @@ func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator
 		p.status("running", "")
 	}
 	p.held += charge
-	wait := fetchWait
-	if left := a.Remaining(p.s.now()); left >= 0 {
-		wait = min(wait, max(left, time.Millisecond))
-	}
 	items, err := p.fetch(ctx, from, size, wait)
 	used := int64(0)
 	for i := range items {
@@ -406,8 +439,44 @@ func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator
 	return false, err
 }
 
+// takeTurn waits until the partition may read what has piled up. Who holds part of a
+// block waits until that is due at the latest: then it reports false.
+func (p *partition) takeTurn(ctx context.Context, holding bool, began time.Time) (bool, error) {
+	if p.turn {
+		return true, nil
+	}
+	var late <-chan time.Time
+	if holding {
+		t := time.NewTimer(max(lookWait, p.s.cfg.FlushIntervalMax-p.s.now().Sub(began)))
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case p.s.turns <- struct{}{}:
+		p.turn = true
+		return true, nil
+	case <-late:
+		return false, nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+}
+
+// endTurn lets another partition read. It is ended early where a partition waits for
+// something else than its own work.
+func (p *partition) endTurn() {
+	if p.turn {
+		p.turn = false
+		<-p.s.turns
+	}
+}
+
 // cut ends the block being filled.
 func (p *partition) cut(a *batch.Accumulator[item]) *block {
+	for i := range p.spare { // read again later: many partitions may wait for long
+		p.release(p.spare[i].memory())
+	}
+	p.spare = nil
 	b := newBlock(a)
 	p.rate.add(b.rows, p.s.now())
 	return b
@@ -433,6 +502,7 @@ func (p *partition) fetch(ctx context.Context, offset int64, size int, wait time
 		}
 	}
 	if err != nil {
+		p.endTurn()
 		if ctx.Err() == nil {
 			p.status("waiting", "Kafka: "+err.Error())
 			retry.Sleep(ctx, time.Second)

@@ -70,6 +70,10 @@ type Store interface {
 	// before: when it returns nil, what the other one sent is stored or never
 	// will be.
 	OpenInsert(ctx context.Context, t schema.Table, at schema.Position, token string) (Insert, error)
+	// NewColumns returns empty columns, which Send takes in place of exposures and
+	// events, or nil where these have to be sent as rows. Send may refuse columns that
+	// were made before a table changed; that is transient.
+	NewColumns() schema.Columns
 	// Present reports the rows of offsets first to last that the table has; for
 	// progress, the last offset when that is covered.
 	Present(ctx context.Context, t schema.Table, at schema.Position, first, last int64, have func(offset int64, index uint32, id batch.ID)) error
@@ -140,7 +144,8 @@ type Sink struct {
 	metrics *Metrics
 	budget  *budget
 	breaker *breaker
-	flushes chan struct{}
+	flushes chan schema.Columns // places for inserts, each with its columns
+	turns   chan struct{}       // taken by partitions that read what has piled up
 	now     func() time.Time
 
 	mu     sync.Mutex
@@ -166,14 +171,19 @@ func New(cfg Config, source Source, store Store, log *slog.Logger, m *Metrics) *
 	if cfg.Remembered <= 0 {
 		cfg.Remembered = 250_000
 	}
-	return &Sink{
+	s := &Sink{
 		cfg: cfg, source: source, store: store, log: log, metrics: m,
 		budget:  newBudget(cfg.FlushBytes),
 		breaker: newBreaker(log, m),
-		flushes: make(chan struct{}, cfg.Flushes),
+		flushes: make(chan schema.Columns, cfg.Flushes),
+		turns:   make(chan struct{}, turns),
 		now:     time.Now,
 		status:  map[int]Status{},
 	}
+	for range cfg.Flushes {
+		s.flushes <- nil
+	}
+	return s
 }
 
 // Run takes part in the group until ctx ends; then it returns nil. Errors of

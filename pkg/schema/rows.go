@@ -74,10 +74,23 @@ type DeadLetter struct {
 // in its tables. It is written last in every block.
 type Progress struct{ First, Through int64 }
 
+// Columns are the exposures and events of a block as a store sends them: laid out
+// while their records are decoded. Not safe for concurrent use.
+type Columns interface {
+	// Reset empties them for rows of a partition; they keep their memory.
+	Reset(at Position)
+	// Append adds the events of the record at an offset. It keeps nothing of b.
+	Append(b *Batch, offset int64)
+	// Rows is how many rows a table gets: exposures or events.
+	Rows(t Table) int
+}
+
 // Rows are what one block adds to one table; only the field that belongs to the
 // table is set.
 type Rows struct {
 	Events   []EventRow
+	Laid     Columns // in place of Events
+	LaidRows int     // the table's rows in Laid
 	Dead     []DeadLetter
 	Batches  []BatchRow
 	Progress []Progress
@@ -85,7 +98,7 @@ type Rows struct {
 
 // Len is the number of rows.
 func (r *Rows) Len() int {
-	return len(r.Events) + len(r.Dead) + len(r.Batches) + len(r.Progress)
+	return len(r.Events) + r.LaidRows + len(r.Dead) + len(r.Batches) + len(r.Progress)
 }
 
 // Table names one of the tables a sink inserts into.

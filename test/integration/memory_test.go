@@ -24,7 +24,7 @@ import (
 // times as much.
 const (
 	collectorMemory = 100 << 20
-	sinkMemory      = 1 << 30
+	sinkMemory      = 512 << 20
 )
 
 func TestMemoryAtFullLoad(t *testing.T) {
