@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/segmentio/kafka-go/protocol"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"sluice/pkg/batch"
@@ -30,86 +29,6 @@ const (
 	contentType = "application/x-protobuf"
 	headerCount = 10
 )
-
-// encoder lays out a request's records with a handful of allocations for all of
-// them: one for the headers, one for their text.
-type encoder struct {
-	records []protocol.Record
-	headers []protocol.Header
-	text    []byte
-}
-
-// textBytes is enough for the headers' values of one record without project and
-// traceparent: three ids, a digest, four numbers and two words.
-const textBytes = 3*36 + 32 + 4*20 + 32
-
-func newEncoder(records []batch.Record) *encoder {
-	size := 0
-	for i := range records {
-		size += textBytes + len(records[i].Project) + len(records[i].Traceparent)
-	}
-	return &encoder{
-		records: make([]protocol.Record, 0, len(records)),
-		headers: make([]protocol.Header, 0, headerCount*len(records)),
-		text:    make([]byte, 0, size),
-	}
-}
-
-// value keeps what was appended to the text from a mark on. Should the text have
-// been moved to a larger array, what was kept before stays where it was.
-func (e *encoder) value(from int) []byte { return e.text[from:len(e.text):len(e.text)] }
-
-func (e *encoder) str(key, s string) {
-	from := len(e.text)
-	e.text = append(e.text, s...)
-	e.headers = append(e.headers, protocol.Header{Key: key, Value: e.value(from)})
-}
-
-func (e *encoder) id(key string, id batch.ID) { e.str(key, id.String()) }
-
-func (e *encoder) num(key string, n uint64) {
-	from := len(e.text)
-	e.text = strconv.AppendUint(e.text, n, 10)
-	e.headers = append(e.headers, protocol.Header{Key: key, Value: e.value(from)})
-}
-
-func (e *encoder) add(r *batch.Record) {
-	from := len(e.text)
-	e.text = append(e.text, r.BatchID.String()...)
-	key := e.value(from)
-	first := len(e.headers)
-	e.str(headerProject, r.Project)
-	e.id(headerCollector, r.Collector)
-	e.num(headerEpoch, r.Epoch)
-	e.num(headerSeq, r.Seq)
-	e.id(headerDedupID, r.DedupID)
-	e.str(headerDigest, r.Digest.String())
-	e.str(headerPath, string(r.Path))
-	if !r.ReceivedAt.IsZero() {
-		e.str(headerReceivedAt, strconv.FormatInt(r.ReceivedAt.UnixMicro(), 10))
-	}
-	if r.Traceparent != "" {
-		e.str(headerTraceparent, r.Traceparent)
-	}
-	e.str(headerContentType, contentType)
-	value := r.Value
-	if value == nil {
-		value = []byte{} // a null value would be a tombstone
-	}
-	e.records = append(e.records, protocol.Record{
-		Key:     protocol.NewBytes(key),
-		Value:   protocol.NewBytes(value),
-		Headers: e.headers[first:len(e.headers):len(e.headers)],
-	})
-}
-
-func encode(records []batch.Record) protocol.RecordReader {
-	e := newEncoder(records)
-	for i := range records {
-		e.add(&records[i])
-	}
-	return protocol.NewRecordReader(e.records...)
-}
 
 // decode reads a record's key and headers into d. What cannot be read is named
 // in d.Bad, and everything else is set all the same; the value is kept as it is,

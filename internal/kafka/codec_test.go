@@ -2,10 +2,15 @@ package kafka
 
 import (
 	"bytes"
-	"io"
+	"encoding/binary"
+	"hash/crc32"
+	"math"
+	"strings"
 	"testing"
 	"time"
 
+	kafkago "github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -15,23 +20,46 @@ import (
 
 // wire lays records out as a fetch would bring them: encoded, in one batch.
 func wire(t testing.TB, records []batch.Record) (keys, values [][]byte, headers [][]kmsg.Header) {
-	r := encode(records)
-	for {
-		rec, err := r.ReadRecord()
-		if err == io.EOF {
-			return keys, values, headers
-		}
-		require.NoError(t, err)
-		key, err := io.ReadAll(rec.Key)
-		require.NoError(t, err)
-		value, err := io.ReadAll(rec.Value)
-		require.NoError(t, err)
-		var hs []kmsg.Header
-		for _, h := range rec.Headers {
-			hs = append(hs, kmsg.Header{Key: h.Key, Value: h.Value})
-		}
-		keys, values, headers = append(keys, key), append(values, value), append(headers, hs)
+	var e encoder
+	set := e.encode(records, time.Now())
+	var b kmsg.RecordBatch
+	require.NoError(t, b.ReadFrom(set))
+	assert.EqualValues(t, len(set)-12, b.Length)
+	assert.EqualValues(t, 2, b.Magic)
+	assert.Equal(t, crc32.Checksum(set[21:], castagnoli), uint32(b.CRC))
+	assert.EqualValues(t, len(records), b.NumRecords)
+	assert.EqualValues(t, len(records)-1, b.LastOffsetDelta)
+	assert.EqualValues(t, -1, b.ProducerID)
+	assert.EqualValues(t, -1, b.ProducerEpoch)
+	assert.EqualValues(t, -1, b.FirstSequence)
+	src, err := decompress(&b)
+	require.NoError(t, err)
+	for i := range records {
+		length, used := binary.Varint(src)
+		require.Positive(t, used)
+		end := used + int(length)
+		require.LessOrEqual(t, end, len(src))
+		var rec kmsg.Record
+		require.NoError(t, rec.ReadFrom(src[:end]))
+		assert.EqualValues(t, i, rec.OffsetDelta)
+		keys, values, headers = append(keys, rec.Key), append(values, rec.Value), append(headers, rec.Headers)
+		src = src[end:]
 	}
+	assert.Empty(t, src)
+	return keys, values, headers
+}
+
+// encode has records for kafka-go to lay out, compressed in other ways than ours.
+func encode(t testing.TB, records []batch.Record) protocol.RecordReader {
+	keys, values, headers := wire(t, records)
+	out := make([]protocol.Record, len(keys))
+	for i := range keys {
+		out[i] = protocol.Record{Key: protocol.NewBytes(keys[i]), Value: protocol.NewBytes(values[i])}
+		for _, h := range headers[i] {
+			out[i].Headers = append(out[i].Headers, protocol.Header{Key: h.Key, Value: h.Value})
+		}
+	}
+	return protocol.NewRecordReader(out...)
 }
 
 func TestCodecRoundTrip(t *testing.T) {
@@ -128,6 +156,20 @@ func TestPartitionIsJavas(t *testing.T) {
 		parsed, err := batch.ParseID(id)
 		require.NoError(t, err)
 		assert.Equal(t, want, partitionOf(parsed, numbers), id)
+	}
+}
+
+// Keys of every length, against kafka-go's.
+func TestMurmur2(t *testing.T) {
+	numbers := make([]int, 1<<20)
+	for i := range numbers {
+		numbers[i] = i
+	}
+	b := kafkago.Murmur2Balancer{Consistent: true}
+	for n := range 64 {
+		key := []byte(strings.Repeat("\xff7a\x80", 16))[:n]
+		want := b.Balance(kafkago.Message{Key: key}, numbers...)
+		assert.Equal(t, want, int(murmur2(key)&math.MaxInt32)%len(numbers), n)
 	}
 }
 

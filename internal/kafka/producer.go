@@ -2,7 +2,9 @@ package kafka
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,12 +18,6 @@ import (
 // keeps it fresh by itself, is asked again.
 const layoutAge = 500 * time.Millisecond
 
-// compression is the cheapest that is worth it. Measured on 2,800 exposures of
-// 133 bytes, as protobuf, with random ids: snappy 190 ns an event to write,
-// 2.3 times smaller; lz4 385 ns, 2.3 times; zstd 690 ns, 3.1 times. The readers
-// cost 40, 40 and 90 ns.
-const compression = kafkago.Snappy
-
 // Producer writes records to one topic. Safe for concurrent use.
 type Producer struct {
 	c     *Client
@@ -30,6 +26,10 @@ type Producer struct {
 
 	layout     atomic.Pointer[layout]
 	refreshing sync.Mutex
+
+	dispatchers dispatchers
+	encoders    encoders
+	frames      frames
 }
 
 // layout is a topic as it was last seen.
@@ -58,8 +58,31 @@ func (p *Producer) Partition(ctx context.Context, id batch.ID) (int, error) {
 }
 
 func partitionOf(id batch.ID, numbers []int) int {
-	b := kafkago.Murmur2Balancer{Consistent: true}
-	return b.Balance(kafkago.Message{Key: []byte(id.String())}, numbers...)
+	var text [idText]byte
+	key, _ := id.AppendText(text[:0]) // has no error to return
+	return numbers[int(murmur2(key)&math.MaxInt32)%len(numbers)]
+}
+
+// murmur2 is Austin Appleby's MurmurHash2 with the seed of Java's Kafka clients.
+func murmur2(b []byte) uint32 {
+	const m, r = 0x5bd1e995, 24
+	h := uint32(0x9747b28c) ^ uint32(len(b))
+	for ; len(b) >= 4; b = b[4:] {
+		k := binary.LittleEndian.Uint32(b) * m
+		h = h*m ^ (k^k>>r)*m
+	}
+	switch len(b) {
+	case 3:
+		h ^= uint32(b[2]) << 16
+		fallthrough
+	case 2:
+		h ^= uint32(b[1]) << 8
+		fallthrough
+	case 1:
+		h = (h ^ uint32(b[0])) * m
+	}
+	h = (h ^ h>>13) * m
+	return h ^ h>>15
 }
 
 // Leaders are the brokers that lead the partitions, by partition, -1 where none
@@ -119,10 +142,11 @@ func newLayout(n int) *layout {
 	return l
 }
 
-// Produce writes records to a partition, in order, as one record batch, and
-// returns when all in-sync replicas have it: the offset of the first record and
-// the broker's time (zero where the topic does not take it). It tries once, until
-// ctx's deadline.
+// Produce writes records to a partition, in order, as one record batch, in a request
+// that it may share with other partitions of the same broker, and returns when all
+// in-sync replicas have it: the offset of the first record and the broker's time (zero
+// where the topic does not take it). It tries once, until ctx's deadline. Once it has
+// returned it does not look at the records again.
 //
 // After an error the records may be in the log all the same, now or later,
 // unless the error has a method Refused() []int: then the broker took none of
@@ -132,20 +156,25 @@ func newLayout(n int) *layout {
 // now, which is known within seconds. (It may have moved after the records were
 // written.)
 func (p *Producer) Produce(ctx context.Context, partition int, records []batch.Record) (base int64, at time.Time, err error) {
-	res, err := p.k.Produce(ctx, &kafkago.ProduceRequest{
-		Topic:        p.topic,
-		Partition:    partition,
-		RequiredAcks: kafkago.RequireAll,
-		Records:      encode(records),
-		Compression:  compression,
-	})
-	if err == nil {
-		err = res.Error
+	if len(records) == 0 {
+		return 0, time.Time{}, nil
 	}
-	if err != nil {
-		return 0, time.Time{}, p.produceError(partition, len(records), res, err)
+	now, leader := time.Now(), -1
+	if l := p.Leaders(); partition >= 0 && partition < len(l) {
+		leader = l[partition]
 	}
-	return res.BaseOffset, res.LogAppendTime, nil
+	x := &parcel{partition: partition, from: p.encoders.get(), deadline: now.Add(callTimeout), done: make(chan struct{})}
+	if d, ok := ctx.Deadline(); ok && d.Before(x.deadline) {
+		x.deadline = d
+	}
+	x.set = x.from.encode(records, now)
+	switch {
+	case !p.dispatchers.of(p, leader).send(ctx, x):
+		return 0, time.Time{}, p.produceError(partition, len(records), nil, ctx.Err())
+	case x.err != nil:
+		return 0, time.Time{}, p.produceError(partition, len(records), &kafkago.ProduceResponse{RecordErrors: x.errs}, x.err)
+	}
+	return x.base, x.at, nil
 }
 
 func (p *Producer) produceError(partition, n int, res *kafkago.ProduceResponse, err error) error {

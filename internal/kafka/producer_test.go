@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -189,6 +190,87 @@ func produceSoon(t *testing.T, p *Producer) {
 	}))
 }
 
+// Partitions of one broker share requests, and each gets its own answer.
+func TestPartitionsShareRequests(t *testing.T) {
+	c := testClient(t)
+	topic := Topics(testTopics(t, c, 6)).Batches
+	p, s := c.NewProducer(topic), c.NewSource(topic)
+	require.NoError(t, p.Probe(t.Context()))
+	big := testRecord(0, make([]byte, 2<<20))
+	rand.Read(big.Value) // does not compress: partition 5 is refused
+	const rounds = 20
+	var wg sync.WaitGroup
+	for partition := range 6 {
+		wg.Go(func() {
+			for i := range rounds {
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				records := testRecords(1+partition, 100)
+				if partition == 5 {
+					records = []batch.Record{big}
+				}
+				base, _, err := p.Produce(ctx, partition, records)
+				cancel()
+				if partition == 5 {
+					var refused interface{ Refused() []int }
+					assert.True(t, errors.As(err, &refused), err)
+					continue
+				}
+				assert.NoError(t, err)
+				assert.Equal(t, int64(i*len(records)), base)
+			}
+		})
+	}
+	wg.Wait()
+	for partition := range 6 {
+		bounds, err := s.Bounds(t.Context(), partition)
+		require.NoError(t, err)
+		want := int64(rounds * (1 + partition))
+		if partition == 5 {
+			want = 0
+		}
+		assert.Equal(t, want, bounds.End)
+	}
+}
+
+// One request that stays without an answer does not hold up the others for long, and
+// who gives up waiting takes what was not sent yet with them.
+func TestRequestBesideASlowOne(t *testing.T) {
+	c := testClient(t)
+	topic := Topics(testTopics(t, c, 3)).Batches
+	ill, proxy := throughProxy(t)
+	p := ill.NewProducer(topic)
+	require.NoError(t, p.Probe(t.Context()))
+	produceSoon(t, p)
+	proxy.mode.Store(hung)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	slow := make(chan error, 1)
+	go func() {
+		_, _, err := p.Produce(ctx, 0, testRecords(1, 10))
+		slow <- err
+	}()
+	d := p.dispatchers.of(p, p.Leaders()[0])
+	require.Eventually(t, func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.out == 1
+	}, 5*time.Second, time.Millisecond)
+	// Less time than it may wait for company.
+	short, end := context.WithTimeout(t.Context(), patience/4)
+	_, _, err := p.Produce(short, 1, testRecords(1, 10))
+	end()
+	classOf(t, retry.Transient, err)
+	d.mu.Lock()
+	assert.Empty(t, d.waiting)
+	d.mu.Unlock()
+	// A connection of its own, which the proxy serves.
+	proxy.mode.Store(healthy)
+	_, _, err = p.Produce(ctx, 2, testRecords(1, 10))
+	assert.NoError(t, err)
+	cancel()
+	classOf(t, retry.Shutdown, <-slow)
+}
+
 func TestProduceErrors(t *testing.T) {
 	p := &Producer{c: testClient(t)}
 	for code, want := range map[kafkago.Error]string{
@@ -222,10 +304,22 @@ func BenchmarkProduce(b *testing.B) {
 	}
 }
 
+// To lay records out allocates nothing once the buffers are there.
+func TestEncodeAllocatesNothing(t *testing.T) {
+	records := testRecords(100, 300) // one block: the compressor takes its tables from a pool, which the race detector empties
+	var e encoder
+	e.encode(records, time.Time{})
+	assert.Zero(t, testing.AllocsPerRun(20, func() { e.encode(records, time.Time{}) }))
+}
+
 func BenchmarkEncode(b *testing.B) {
-	records := testRecords(28, 30_000)
-	b.ReportAllocs()
-	for b.Loop() {
-		encode(records)
+	for name, records := range map[string][]batch.Record{"28 of 30 KB": testRecords(28, 30_000), "28 of 300 bytes": testRecords(28, 300)} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			var e encoder
+			for b.Loop() {
+				e.encode(records, time.Time{})
+			}
+		})
 	}
 }

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/compress"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -219,8 +221,8 @@ func readRecords(out []batch.Delivery, b *kmsg.RecordBatch, partition int, offse
 		return nil, 0, err
 	}
 	size = len(src)
-	if n := int(b.NumRecords); n >= 0 && n <= len(src) && cap(out)-len(out) < n {
-		out = append(make([]batch.Delivery, 0, len(out)+n), out...)
+	if n := int(b.NumRecords); n >= 0 && n <= len(src) {
+		out = slices.Grow(out, n)
 	}
 	var rec kmsg.Record
 	for i := range b.NumRecords {
@@ -255,6 +257,11 @@ func decompress(b *kmsg.RecordBatch) ([]byte, error) {
 	if c == compress.None {
 		return b.Records, nil
 	}
+	if c == compress.Snappy {
+		if plain, err := unsnap(b.Records); err == nil {
+			return plain, nil
+		} // else as any other codec, which says what is wrong
+	}
 	codec := c.Codec()
 	if codec == nil {
 		return nil, fmt.Errorf("compression %d is unknown", c)
@@ -272,4 +279,50 @@ func decompress(b *kmsg.RecordBatch) ([]byte, error) {
 	// What is read is kept by the records made of it, for as long as a block grows:
 	// the room a growing buffer has left would be kept with it.
 	return bytes.Clone(buf.Bytes()), nil
+}
+
+// unsnap decompresses snappy, in blocks behind the head that Kafka's Java clients
+// write or as one block, into memory of just the right size.
+func unsnap(src []byte) ([]byte, error) {
+	block := func() ([]byte, error) { one := src; src = nil; return one, nil }
+	if rest, ok := bytes.CutPrefix(src, []byte(xerial[:8])); ok && len(rest) >= 8 {
+		src = rest[8:] // two versions
+		block = func() ([]byte, error) {
+			if len(src) < 4 || uint64(binary.BigEndian.Uint32(src)) > uint64(len(src)-4) {
+				return nil, errBatch
+			}
+			n := binary.BigEndian.Uint32(src)
+			one := src[4 : 4+n]
+			src = src[4+n:]
+			return one, nil
+		}
+	}
+	start, size := src, 0
+	for len(src) > 0 {
+		one, err := block()
+		if err != nil {
+			return nil, err
+		}
+		n, err := s2.DecodedLen(one)
+		if err != nil {
+			return nil, err
+		}
+		if size += n; size > maxResponse {
+			return nil, fmt.Errorf("more than %d bytes when decompressed", maxResponse)
+		}
+	}
+	out := make([]byte, size)
+	src, size = start, 0
+	for len(src) > 0 {
+		one, err := block()
+		if err != nil {
+			return nil, err
+		}
+		plain, err := s2.Decode(out[size:], one)
+		if err != nil {
+			return nil, err
+		}
+		size += len(plain)
+	}
+	return out, nil
 }

@@ -99,7 +99,7 @@ func TestFetchCompressions(t *testing.T) {
 	s, k := c.NewSource(topic), c.open([]string{topic})
 	records := testRecords(3, 5000)
 	for i, how := range []kafkago.Compression{0, compress.Gzip, compress.Snappy, compress.Lz4, compress.Zstd} {
-		_, err := k.Produce(t.Context(), &kafkago.ProduceRequest{Topic: topic, RequiredAcks: kafkago.RequireAll, Records: encode(records), Compression: how})
+		_, err := k.Produce(t.Context(), &kafkago.ProduceRequest{Topic: topic, RequiredAcks: kafkago.RequireAll, Records: encode(t, records), Compression: how})
 		require.NoError(t, err)
 		got, _, err := s.Fetch(t.Context(), 0, int64(3*i), 1<<20, time.Second)
 		require.NoError(t, err, how)

@@ -101,17 +101,24 @@ func (r *rawResponse) ApiKey() protocol.ApiKey { return protocol.ApiKey(r.body.K
 // exchange writes a request and reads its answer. The connection is its own for
 // that time, so one correlation id will do.
 func exchange(rw io.ReadWriter, clientID string, req kmsg.Request) (kmsg.Response, error) {
-	const correlation = 1
-	frame := kmsg.NewRequestFormatter(kmsg.FormatterClientID(clientID)).AppendRequest(nil, req, correlation)
+	frame := kmsg.NewRequestFormatter(kmsg.FormatterClientID(clientID)).AppendRequest(nil, req, onlyCorrelation)
 	if _, err := rw.Write(frame); err != nil {
 		return nil, err
 	}
+	return readAnswer(rw, req)
+}
+
+// onlyCorrelation is the id of every request that is sent this way.
+const onlyCorrelation = 1
+
+// readAnswer reads the answer to the request that was sent last.
+func readAnswer(rw io.Reader, req kmsg.Request) (kmsg.Response, error) {
 	var head [8]byte
 	if _, err := io.ReadFull(rw, head[:]); err != nil {
 		return nil, err
 	}
 	size := int64(int32(binary.BigEndian.Uint32(head[:4]))) - 4
-	if id := int32(binary.BigEndian.Uint32(head[4:])); id != correlation || size < 0 || size > maxResponse {
+	if id := int32(binary.BigEndian.Uint32(head[4:])); id != onlyCorrelation || size < 0 || size > maxResponse {
 		return nil, fmt.Errorf("%w: %d bytes for request %d", errResponse, size, id)
 	}
 	body := make([]byte, size)
