@@ -157,7 +157,7 @@ func (c *Collector) read(w *answerWriter, r *http.Request, h *holding) (*buffer,
 	if err != nil {
 		return nil, err
 	}
-	in := &pacedReader{r: r.Body, timer: http.NewResponseController(w), start: time.Now(), timeout: c.limits.BodyTimeout}
+	in := &pacedReader{r: r.Body, on: w.ResponseWriter, start: time.Now(), timeout: c.limits.BodyTimeout}
 	if err := body.fill(in, limit); err != nil {
 		body.free()
 		return nil, err
@@ -170,15 +170,14 @@ func (c *Collector) read(w *answerWriter, r *http.Request, h *holding) (*buffer,
 // pacedReader moves a connection's read deadline along as its body arrives.
 type pacedReader struct {
 	r       io.Reader
-	timer   interface{ SetReadDeadline(time.Time) error }
+	on      http.ResponseWriter // of the connection
 	start   time.Time
 	timeout time.Duration
 	n       int64
 }
 
 func (p *pacedReader) Read(b []byte) (int, error) {
-	// Without deadlines (in tests without a connection) the body is there anyway.
-	_ = p.timer.SetReadDeadline(p.deadline())
+	setDeadline(p.on, deadliner.SetReadDeadline, p.deadline())
 	n, err := p.r.Read(b)
 	p.n += int64(n)
 	return n, err
@@ -192,7 +191,7 @@ func (p *pacedReader) deadline() time.Time {
 
 // done takes the deadline away. Left alone it would end the request's context,
 // and the connection, while the batch is being published.
-func (p *pacedReader) done() { _ = p.timer.SetReadDeadline(time.Time{}) }
+func (p *pacedReader) done() { setDeadline(p.on, deadliner.SetReadDeadline, time.Time{}) }
 
 // tooSlow reports whether reading stopped at a deadline.
 func tooSlow(err error) bool {

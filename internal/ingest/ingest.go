@@ -158,6 +158,7 @@ type Collector struct {
 	recent    *recent
 	buffers   *buffers
 	benches   chan *bench // those that are free
+	time      timed
 	draining  atomic.Bool
 }
 
@@ -188,6 +189,7 @@ func New(o Options) (*Collector, error) {
 		recent:    newRecent(o.Limits.RecentCount, o.Limits.RecentBytes, o.Limits.RecentAge),
 		buffers:   newBuffers(),
 	}
+	c.time.time = o.Limits.Publish
 	c.setBenches()
 	var err error
 	if c.routes, err = c.table(o.Endpoints); err != nil {

@@ -2,10 +2,12 @@ package ingest
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sluice/internal/protocol"
+	"sluice/pkg/batch"
 )
 
 // The values of the outcome label of sluice_events_total.
@@ -30,6 +32,10 @@ type metrics struct {
 	connectionsCut   *prometheus.CounterVec
 
 	codes map[string]bool
+	// Of what nearly every request is: looked up once, not each time.
+	byOutcome     map[string]prometheus.Counter
+	kafka, spool  prometheus.Observer
+	acceptedByEnd map[string]prometheus.Counter // requests answered 202, by endpoint
 }
 
 func newMetrics(reg prometheus.Registerer, c *Collector) (*metrics, error) {
@@ -49,7 +55,7 @@ func newMetrics(reg prometheus.Registerer, c *Collector) (*metrics, error) {
 			Help: "Open connections to the public address."}),
 		connectionsCut: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "sluice_connections_cut_total",
 			Help: "Connections closed because there were too many: idle ones to make room, or new ones where none was idle."}, []string{"reason"}),
-		codes: map[string]bool{},
+		codes: map[string]bool{}, byOutcome: map[string]prometheus.Counter{}, acceptedByEnd: map[string]prometheus.Counter{},
 	}
 	for _, info := range protocol.Codes() {
 		m.codes[info.Code] = true
@@ -72,8 +78,18 @@ func newMetrics(reg prometheus.Registerer, c *Collector) (*metrics, error) {
 	}
 	// So that rates are right from the first event on.
 	for _, o := range []string{eventsAccepted, eventsRejected, eventsDropped, eventsDuplicate, eventsConflict, eventsNotDurable} {
-		m.events.WithLabelValues(o)
+		m.byOutcome[o] = m.events.WithLabelValues(o)
 	}
+	for _, table := range []map[string]*route{c.routes, c.wild} {
+		for _, r := range table {
+			for _, eps := range r.endpoints {
+				for _, ep := range eps {
+					m.acceptedByEnd[ep.Name] = m.requests.WithLabelValues(ep.Name, codeAccepted)
+				}
+			}
+		}
+	}
+	m.kafka, m.spool = m.ack.WithLabelValues(string(batch.InKafka)), m.ack.WithLabelValues(string(batch.InSpool))
 	return m, nil
 }
 
@@ -88,6 +104,31 @@ func (m *metrics) refuse(endpoint, code string) {
 
 func (m *metrics) count(outcome string, n int) {
 	if n > 0 {
-		m.events.WithLabelValues(outcome).Add(float64(n))
+		m.byOutcome[outcome].Add(float64(n))
+	}
+}
+
+// codeAccepted is the code label of nearly every answer.
+const codeAccepted = "202"
+
+// answered counts a request.
+func (m *metrics) answered(endpoint, code string) {
+	if c := m.acceptedByEnd[endpoint]; c != nil && code == codeAccepted {
+		c.Inc()
+		return
+	}
+	m.requests.WithLabelValues(endpoint, code).Inc()
+}
+
+// acknowledged takes down how long a batch took to become durable, and where. The
+// label is bounded, whatever a publisher says.
+func (m *metrics) acknowledged(d batch.Durable, took time.Duration) {
+	switch d {
+	case batch.InKafka:
+		m.kafka.Observe(took.Seconds())
+	case batch.InSpool:
+		m.spool.Observe(took.Seconds())
+	default:
+		m.ack.WithLabelValues("other").Observe(took.Seconds())
 	}
 }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"sluice/internal/protocol"
@@ -98,40 +100,63 @@ func (nowhere) Publish(context.Context, []batch.Record) (batch.Durable, error) {
 }
 func (nowhere) Ready() error { return nil }
 
-// BenchmarkNative is the way of a request of 100 events from its headers to its
-// answer, without a network and with a publisher that does nothing.
+// sender returns what sends one request, again and again under other keys, from its
+// headers to its answer, without a network and with a publisher that does nothing.
+func sender(t testing.TB, body []byte, encoding string) func() {
+	o, _, _, _ := testOptions()
+	o.Publisher = nowhere{}
+	c, err := New(o)
+	require.NoError(t, err)
+	r := httptest.NewRequest("POST", "/v1/exposures", nil)
+	r.Header.Set("Authorization", "Bearer "+goodKey)
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Content-Encoding", encoding)
+	r.ContentLength = int64(len(body))
+	in := bytes.NewReader(nil)
+	r.Body = io.NopCloser(in)
+	w := &discard{header: http.Header{}}
+	i := 0
+	return func() {
+		in.Reset(body)
+		r.Header["Idempotency-Key"] = []string{strconv.Itoa(i)}
+		i++
+		c.ServeHTTP(w, r)
+		if w.status != 202 {
+			t.Fatal(w.status)
+		}
+	}
+}
+
+// What a request allocates does not depend on how many events it has.
+func TestAllocationsOfARequest(t *testing.T) {
+	count := func(events int) float64 {
+		send := sender(t, exposures(events, "allocations"), "")
+		send()
+		return testing.AllocsPerRun(100, send)
+	}
+	one := count(1)
+	assert.LessOrEqual(t, one, 20.0)
+	assert.InDelta(t, one, count(100), 2)
+	assert.InDelta(t, one, count(300), 2)
+}
+
 func BenchmarkNative(b *testing.B) {
 	plain := exposures(100, "bench")
 	for _, bb := range []struct {
 		name, encoding string
 		body           []byte
-	}{{"plain", "", plain}, {"gzip", "gzip", gzipOf(plain)}, {"zstd", "zstd", zstdOf(plain)}} {
+		events         float64
+	}{
+		{"plain", "", plain, 100}, {"gzip", "gzip", gzipOf(plain), 100}, {"zstd", "zstd", zstdOf(plain), 100},
+		{"one event", "", exposures(1, "bench"), 1},
+	} {
 		b.Run(bb.name, func(b *testing.B) {
-			o, _, _, _ := testOptions()
-			o.Publisher = nowhere{}
-			c, err := New(o)
-			require.NoError(b, err)
-			r := httptest.NewRequest("POST", "/v1/exposures", nil)
-			r.Header.Set("Authorization", "Bearer "+goodKey)
-			r.Header.Set("Content-Type", "application/json")
-			r.Header.Set("Content-Encoding", bb.encoding)
-			r.ContentLength = int64(len(bb.body))
-			in := bytes.NewReader(nil)
-			r.Body = io.NopCloser(in)
-			w := &discard{header: http.Header{}}
-			b.SetBytes(int64(len(plain)))
+			send := sender(b, bb.body, bb.encoding)
 			b.ReportAllocs()
-			i := 0
 			for b.Loop() {
-				in.Reset(bb.body)
-				r.Header.Set("Idempotency-Key", fmt.Sprint(i))
-				i++
-				c.ServeHTTP(w, r)
-				if w.status != 202 {
-					b.Fatal(w.status)
-				}
+				send()
 			}
-			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/event")
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/bb.events, "ns/event")
 		})
 	}
 }
@@ -144,3 +169,6 @@ type discard struct {
 func (d *discard) Header() http.Header         { return d.header }
 func (d *discard) Write(b []byte) (int, error) { return len(b), nil }
 func (d *discard) WriteHeader(status int)      { d.status = status }
+
+func (d *discard) SetReadDeadline(time.Time) error  { return nil }
+func (d *discard) SetWriteDeadline(time.Time) error { return nil }

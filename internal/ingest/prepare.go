@@ -19,7 +19,11 @@ import (
 type bench struct {
 	inflater
 	batch schema.Batch
+	value []byte // where a record is laid out before it gets memory of just its size
 }
+
+// keptValue is the largest such memory that is used again, in bytes.
+const keptValue = 256 << 10
 
 func (c *Collector) newBench() *bench {
 	return &bench{inflater: inflater{buffers: c.buffers, limit: c.limits.MaxBody}}
@@ -63,7 +67,7 @@ func (c *Collector) prepare(eps []*protocol.Endpoint, req *protocol.Request, enc
 	}
 	req.Body = body.b
 	if p = c.identified(eps, req, in); p == nil {
-		p = c.encode(in.ep, req, &b.batch, in)
+		p = c.encode(in.ep, req, b, in)
 	}
 	// The batch's strings alias the body: it has to go first. Nothing of either is
 	// held while the records are published.
@@ -86,7 +90,8 @@ func damaged(err error) *protocol.Problem {
 
 // encode decodes the body, finds out which batch it is, and unless that one is
 // known already, stamps it and encodes it into records.
-func (c *Collector) encode(ep *protocol.Endpoint, req *protocol.Request, b *schema.Batch, in *intake) *protocol.Problem {
+func (c *Collector) encode(ep *protocol.Endpoint, req *protocol.Request, on *bench, in *intake) *protocol.Problem {
+	b := &on.batch
 	decoded := decodedBound(req.MediaType, req.Body, req.MaxEvents)
 	if err := in.held.take(decoded); err != nil {
 		return unread(err)
@@ -141,16 +146,22 @@ func (c *Collector) encode(ep *protocol.Endpoint, req *protocol.Request, b *sche
 	// this request comes to nothing, take withdraws them.
 	in.stamp, in.given = stamp, len(ranges)
 	b.Resolve(stamp.ReceivedAt, c.limits.Time)
-	in.records = make([]batch.Record, len(ranges))
+	if in.records = in.one[:]; len(ranges) != 1 {
+		in.records = make([]batch.Record, len(ranges))
+	}
 	var size int64
 	for i, r := range ranges {
+		on.value = schema.AppendRecord(on.value[:0], b, r)
 		in.records[i] = batch.Record{
 			BatchID: b.ID, DedupID: b.DedupFor(r), Digest: b.Digest, Project: b.Project,
 			Collector: stamp.Collector, Epoch: stamp.Epoch, Seq: stamp.FirstSeq + uint64(i),
-			Path: batch.Direct, Traceparent: in.trace, Value: schema.AppendRecord(nil, b, r), ReceivedAt: stamp.ReceivedAt,
+			Path: batch.Direct, Traceparent: in.trace, Value: bytes.Clone(on.value), ReceivedAt: stamp.ReceivedAt,
 			Events: eventsIn(b, r),
 		}
 		size += int64(in.records[i].Size())
+	}
+	if cap(on.value) > keptValue {
+		on.value = nil
 	}
 	in.held.settle(size - in.size)
 	in.size = size
@@ -197,6 +208,9 @@ func (c *Collector) identify(ep *protocol.Endpoint, req *protocol.Request, b *sc
 
 // describe keeps what the answer says of the batch, in memory of its own.
 func (in *intake) describe(b *schema.Batch, acceptRejected bool) {
+	if len(b.Rejected) == 0 && len(b.Events) > 0 {
+		return
+	}
 	rejected := make([]schema.Rejected, len(b.Rejected))
 	for i, r := range b.Rejected {
 		rejected[i] = schema.Rejected{Index: r.Index, Code: schema.Code(strings.Clone(string(r.Code))),

@@ -50,8 +50,9 @@ func (o *outcome) cost() int64 {
 type attempt struct {
 	id      batch.ID
 	digest  batch.Digest
-	done    chan struct{} // closed when outcome is set; nil from then on
-	outcome outcome       // read only once done is closed
+	over    bool          // outcome is set
+	done    chan struct{} // closed when it is; nil: nobody waits for it, or it is over
+	outcome outcome       // read only once it is over
 	expires time.Time
 	cost    int64
 	next    *attempt // the one that was finished after it
@@ -86,11 +87,14 @@ func (r *recent) begin(id batch.ID, d batch.Digest) (a *attempt, done <-chan str
 	defer r.mu.Unlock()
 	r.expire(now)
 	if a := r.byID[id]; a != nil {
+		if a.done == nil && !a.over {
+			a.done = make(chan struct{})
+		}
 		return a, a.done, false
 	}
-	a = &attempt{id: id, digest: d, done: make(chan struct{})}
+	a = &attempt{id: id, digest: d}
 	r.byID[id] = a
-	return a, a.done, true
+	return a, nil, true
 }
 
 // finish sets the outcome and wakes who waits for it. A failed attempt is
@@ -100,8 +104,11 @@ func (r *recent) finish(a *attempt, o outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a.outcome = o
-	close(a.done)
-	a.done = nil
+	a.over = true
+	if a.done != nil {
+		close(a.done)
+		a.done = nil
+	}
 	a.cost = o.cost()
 	if o.failed || a.cost > r.maxBytes/8 {
 		delete(r.byID, a.id)

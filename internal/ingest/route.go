@@ -15,6 +15,8 @@ import (
 const (
 	maxURL     = 8 << 10
 	maxHeaders = 16 << 10 // cookies not counted: nobody reads them
+
+	typeJSON = "application/json"
 )
 
 type handler func(*answerWriter, *http.Request)
@@ -82,6 +84,14 @@ func (r *route) allow() string {
 	return strings.Join(ms, ", ")
 }
 
+// Header values of every answer. Nobody changes them: Header.Set and Add make new ones.
+var (
+	noSniff = []string{"nosniff"}
+	noStore = []string{"no-store"}
+	// The media type of nearly every answer.
+	jsonType = []string{typeJSON}
+)
+
 // ServeHTTP routes a request. Whatever happens below, one answer is written, one
 // request is counted, and no panic leaves.
 func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
@@ -98,10 +108,10 @@ func (c *Collector) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			}
 		}
 		c.metrics.requestsInFlight.Dec()
-		c.metrics.requests.WithLabelValues(w.name, w.code()).Inc()
+		c.metrics.answered(w.name, w.code())
 	}()
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Cache-Control", "no-store")
+	h := w.Header()
+	h["X-Content-Type-Options"], h["Cache-Control"] = noSniff, noStore
 
 	rt := c.find(r.URL.Path)
 	if rt != nil {
@@ -218,15 +228,19 @@ func (c *Collector) refusedUnread(remote string, p *protocol.Problem) {
 // write sends an answer. A client that does not take it loses its connection.
 func (c *Collector) write(w *answerWriter, a protocol.Answer) {
 	// Not every ResponseWriter has deadlines (tests); the server's own holds then.
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(c.limits.WriteTimeout))
+	setDeadline(w.ResponseWriter, deadliner.SetWriteDeadline, time.Now().Add(c.limits.WriteTimeout))
 	h := w.Header()
 	for k, v := range a.Header {
 		h.Set(k, v)
 	}
 	if a.ContentType != "" {
-		h.Set("Content-Type", a.ContentType)
+		if a.ContentType == typeJSON {
+			h["Content-Type"] = jsonType
+		} else {
+			h.Set("Content-Type", a.ContentType)
+		}
 	}
-	h.Set("Content-Length", strconv.Itoa(len(a.Body)))
+	h["Content-Length"] = []string{strconv.Itoa(len(a.Body))}
 	w.WriteHeader(a.Status)
 	// The client may be gone; the batch is as safe as the answer says all the same.
 	_, _ = w.Write(a.Body)
@@ -255,7 +269,7 @@ func (w *answerWriter) WriteHeader(status int) {
 		}
 		if w.unread {
 			// Not every ResponseWriter has deadlines (tests).
-			_ = http.NewResponseController(w.ResponseWriter).SetReadDeadline(time.Now().Add(linger))
+			setDeadline(w.ResponseWriter, deadliner.SetReadDeadline, time.Now().Add(linger))
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
@@ -271,11 +285,30 @@ func (w *answerWriter) Write(b []byte) (int, error) {
 // Unwrap lets http.ResponseController reach the connection.
 func (w *answerWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
+// deadliner is what net/http's own ResponseWriter is too.
+type deadliner interface {
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// setDeadline sets a deadline of a request's connection. Not every ResponseWriter has
+// any (in tests); then what there is to read or write is there anyway.
+func setDeadline(w http.ResponseWriter, set func(deadliner, time.Time) error, t time.Time) {
+	d, ok := w.(deadliner)
+	if !ok { // something around it
+		d = http.NewResponseController(w)
+	}
+	_ = set(d, t)
+}
+
 // code is the label of the status. Protocols choose among a few constants, so
 // the label is bounded; 0 is a client that was gone before there was an answer.
 func (w *answerWriter) code() string {
 	if w.status < 200 || w.status > 599 {
 		return "none"
+	}
+	if w.status == http.StatusAccepted {
+		return codeAccepted
 	}
 	return strconv.Itoa(w.status)
 }

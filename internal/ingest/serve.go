@@ -1,7 +1,6 @@
 package ingest
 
 import (
-	"context"
 	"errors"
 	"math/rand/v2"
 	"net/http"
@@ -155,6 +154,7 @@ type intake struct {
 
 	// What prepare makes of it.
 	records []batch.Record
+	one     [1]batch.Record // memory of records, where one is enough
 	stamp   batch.Stamp
 	given   int               // numbers from the stamp's on that nobody else is going to settle
 	size    int64             // of the records, charged to held
@@ -185,6 +185,15 @@ func (c *Collector) fail(in *intake, p *protocol.Problem) *protocol.Problem {
 	return p
 }
 
+// end sees to it that, whatever happened, copies that wait are told, and that the
+// numbers that were given do not stay in flight: an encoder may panic.
+func (c *Collector) end(in *intake) {
+	c.withdraw(in)
+	if in.first && !in.finished {
+		c.finish(in, outcome{failed: true, problem: protocol.NewProblem(protocol.CodeInternal, "a fault in the collector")})
+	}
+}
+
 // withdraw settles the numbers that were given and did not get to the publisher.
 func (c *Collector) withdraw(in *intake) {
 	if in.given > 0 {
@@ -208,19 +217,19 @@ func (c *Collector) take(w *answerWriter, r *http.Request, eps []*protocol.Endpo
 	}
 	defer wire.free()
 
-	// Whatever happens from here on, copies that wait are told.
-	defer c.finish(in, outcome{failed: true, problem: protocol.NewProblem(protocol.CodeInternal, "a fault in the collector")})
-	// And the numbers that were given do not stay in flight: an encoder may panic.
-	defer c.withdraw(in)
+	defer c.end(in)
 	in.trace = traceparent(r)
-	req := &protocol.Request{Header: r.Header, Query: r.URL.Query(), Path: r.URL.Path, MediaType: mediaType, MaxEvents: c.limits.MaxEvents}
+	req := &protocol.Request{Header: r.Header, Path: r.URL.Path, MediaType: mediaType, MaxEvents: c.limits.MaxEvents}
+	if r.URL.RawQuery != "" {
+		req.Query = r.URL.Query()
+	}
 	if p := c.prepare(eps, req, enc, wire, in); p != nil {
 		return protocol.Result{}, p
 	}
 	if in.attempt != nil && !in.first {
 		return c.share(in)
 	}
-	return c.publish(r.Context(), in)
+	return c.publish(in)
 }
 
 // unread is what to refuse a request for whose body could not be read.
@@ -238,15 +247,13 @@ func unread(err error) *protocol.Problem {
 
 // publish makes the records durable. It goes on when the client hangs up: copies
 // of the batch may be waiting for the outcome, and the ledger counts on one.
-func (c *Collector) publish(ctx context.Context, in *intake) (protocol.Result, *protocol.Problem) {
+func (c *Collector) publish(in *intake) (protocol.Result, *protocol.Problem) {
 	if len(in.records) == 0 { // all of it was noise
 		c.metrics.count(eventsDropped, in.dropped)
 		return in.result, nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.limits.Publish)
-	defer cancel()
 	in.given = 0 // the publisher settles them from here on
-	durable, err := c.publisher.Publish(ctx, in.records)
+	durable, err := c.publisher.Publish(c.time.left(), in.records)
 	// From here on the records are the publisher's, who bounds what it keeps.
 	in.records = nil
 	in.held.give(in.size)
@@ -269,20 +276,11 @@ func (c *Collector) publish(ctx context.Context, in *intake) (protocol.Result, *
 		return protocol.Result{}, in.refusal
 	}
 	in.result.Durable = durable
-	c.metrics.ack.WithLabelValues(durableLabel(durable)).Observe(time.Since(in.start).Seconds())
+	c.metrics.acknowledged(durable, time.Since(in.start))
 	c.metrics.count(eventsAccepted, in.result.Accepted)
 	c.metrics.count(eventsRejected, len(in.result.Rejected))
 	c.finish(in, outcome{result: in.result})
 	return in.result, nil
-}
-
-// durableLabel keeps the label bounded, whatever a publisher says.
-func durableLabel(d batch.Durable) string {
-	switch d {
-	case batch.InKafka, batch.InSpool:
-		return string(d)
-	}
-	return "other"
 }
 
 // share waits for the outcome of another request's attempt at the same batch.

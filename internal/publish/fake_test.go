@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -61,7 +62,7 @@ func (k *fakeKafka) Probe(context.Context) error {
 func (k *fakeKafka) Produce(ctx context.Context, partition int, records []batch.Record) (int64, time.Time, error) {
 	k.mu.Lock()
 	answer := k.answer
-	k.requests = append(k.requests, records)
+	k.requests = append(k.requests, slices.Clone(records))
 	k.inFlight[partition]++
 	k.most = max(k.most, k.inFlight[partition])
 	k.mu.Unlock()

@@ -102,19 +102,24 @@ func (l *lane) add(e entry) {
 
 // run sends until nothing is queued.
 func (l *lane) run() {
+	var g group
 	for {
-		g := l.take()
+		g = l.take(g)
 		if len(g.records) == 0 {
 			return
 		}
 		l.p.send(l, g)
+		// Nobody has a reference to the group itself: a request that is still on its way
+		// has the records' bytes laid out for itself.
+		clear(g.records)
+		clear(g.owners)
 	}
 }
 
-// take hands out the next group; an empty one when there is none, and then the
-// sender ends. Records that nobody waits for any more are dropped: they are in
+// take hands out the next group, in the memory of the one before; an empty one when
+// there is none, and then the sender ends. Records that nobody waits for any more are dropped: they are in
 // the spool, or their sender was told that they are not safe.
-func (l *lane) take() group {
+func (l *lane) take(last group) group {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
@@ -131,7 +136,10 @@ func (l *lane) take() group {
 			}
 			return group{}
 		}
-		g := group{make([]batch.Record, 0, n), make([]owner, 0, n)}
+		g := group{last.records[:0], last.owners[:0]}
+		if cap(g.records) < n {
+			g = group{make([]batch.Record, 0, n), make([]owner, 0, n)}
+		}
 		for range n {
 			e := l.pop()
 			if !e.call.fly(e.index) {

@@ -29,6 +29,7 @@ type Producer interface {
 	// the partition any more. After a rest (Options.OpenFor) it does not fail for a
 	// connection that broke before it: one request may be all that finds out whether
 	// a broker is back.
+	// Once it has returned it does not look at the records again.
 	Produce(ctx context.Context, partition int, records []batch.Record) (base int64, at time.Time, err error)
 	// Probe asks a broker, not a cache, whether the topic can be written to. What it
 	// saw of the leaders is what Leaders returns from then on.

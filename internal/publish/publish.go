@@ -54,9 +54,28 @@ type Publisher struct {
 	quiet   chan struct{} // closed when the last call has left after Close was called
 	quieten sync.Once
 
+	timers timers
+
 	mu     sync.RWMutex // held for reading while records are put into lanes
 	closed bool
 	lanes  map[int]*lane // one a partition; only grows, and not once closed
+}
+
+// timers are those that nobody uses: each call needs one.
+type timers struct{ idle sync.Pool }
+
+func (s *timers) get(d time.Duration) *time.Timer {
+	if t, ok := s.idle.Get().(*time.Timer); ok {
+		t.Reset(d)
+		return t
+	}
+	return time.NewTimer(d)
+}
+
+// put takes a timer back. Once it is stopped, nothing comes out of it any more.
+func (s *timers) put(t *time.Timer) {
+	t.Stop()
+	s.idle.Put(t)
 }
 
 // probe is what was last heard of Kafka.
@@ -159,8 +178,8 @@ func (p *Publisher) leave() {
 func (p *Publisher) toKafka(ctx context.Context, c *call, records []batch.Record) error {
 	var up <-chan time.Time
 	if p.o.Spool != nil {
-		t := time.NewTimer(p.o.AckTimeout)
-		defer t.Stop()
+		t := p.timers.get(p.o.AckTimeout)
+		defer p.timers.put(t)
 		up = t.C
 	}
 	var few [4]int // mostly there is one
@@ -395,9 +414,16 @@ func (p *Publisher) watch() {
 	}
 }
 
+// goodNews is how often it is worth noting that all is well still.
+const goodNews = 100 * time.Millisecond
+
 // heard keeps the news, and logs where it is news.
 func (p *Publisher) heard(err error) {
-	last := p.probed.Swap(&probe{err: err, at: time.Now()})
+	now := time.Now()
+	if last := p.probed.Load(); err == nil && last.err == nil && now.Sub(last.at) < min(goodNews, p.o.ProbeEvery/8) {
+		return
+	}
+	last := p.probed.Swap(&probe{err: err, at: now})
 	switch {
 	case err == nil && last.err != nil:
 		p.o.Log.Info("Kafka is in reach")

@@ -151,15 +151,14 @@ func (id ID) String() string {
 func (id ID) AppendText(b []byte) ([]byte, error) { return id.appendTo(b), nil }
 
 func (id ID) appendTo(b []byte) []byte {
-	b = hex.AppendEncode(b, id[0:4])
-	b = append(b, '-')
-	b = hex.AppendEncode(b, id[4:6])
-	b = append(b, '-')
-	b = hex.AppendEncode(b, id[6:8])
-	b = append(b, '-')
-	b = hex.AppendEncode(b, id[8:10])
-	b = append(b, '-')
-	return hex.AppendEncode(b, id[10:16])
+	const digits = "0123456789abcdef"
+	var text [36]byte
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	for i, v := range id {
+		at := hyphened[i]
+		text[at], text[at+1] = digits[v>>4], digits[v&0xf]
+	}
+	return append(b, text[:]...)
 }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -203,30 +202,30 @@ func ParseID(s string) (ID, error) {
 	default:
 		return id, ErrBadID
 	}
-	n := 0
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		if len(s) == 36 && (i == 8 || i == 13 || i == 18 || i == 23) {
-			continue
-		}
-		v, ok := unhex(c)
-		if !ok {
+	places := hyphened
+	if len(s) == 32 {
+		places = plain
+	}
+	for i := range id {
+		at := places[i]
+		high, low := hexDigits[s[at]], hexDigits[s[at+1]]
+		if high == 0 || low == 0 {
 			return ID{}, ErrBadID
 		}
-		id[n/2] = id[n/2]<<4 | v
-		n++
+		id[i] = (high-1)<<4 | (low - 1)
 	}
 	return id, nil
 }
 
-func unhex(c byte) (byte, bool) {
-	switch {
-	case '0' <= c && c <= '9':
-		return c - '0', true
-	case 'a' <= c && c <= 'f':
-		return c - 'a' + 10, true
-	case 'A' <= c && c <= 'F':
-		return c - 'A' + 10, true
-	}
-	return 0, false
+// Where the digits of each byte are, with hyphens and without.
+const (
+	hyphened = "\x00\x02\x04\x06\x09\x0b\x0e\x10\x13\x15\x18\x1a\x1c\x1e\x20\x22"
+	plain    = "\x00\x02\x04\x06\x08\x0a\x0c\x0e\x10\x12\x14\x16\x18\x1a\x1c\x1e"
+)
+
+// hexDigits are the values of the hex digits, plus one; 0 is none.
+var hexDigits = [256]byte{
+	'0': 1, '1': 2, '2': 3, '3': 4, '4': 5, '5': 6, '6': 7, '7': 8, '8': 9, '9': 10,
+	'a': 11, 'b': 12, 'c': 13, 'd': 14, 'e': 15, 'f': 16,
+	'A': 11, 'B': 12, 'C': 13, 'D': 14, 'E': 15, 'F': 16,
 }

@@ -19,68 +19,10 @@
 package jsonscan
 
 import (
+	"bytes"
 	"strconv"
 	"unsafe"
 )
-
-// Kind is the kind of a JSON value.
-type Kind uint8
-
-// The kinds. None means that there is no value: the input ended, or there was a
-// syntax error.
-const (
-	None Kind = iota
-	Null
-	Bool
-	Number
-	String
-	Array
-	Object
-)
-
-// Fault is what is wrong with content whose syntax is right.
-type Fault uint8
-
-// The faults.
-const (
-	NoFault       Fault = iota
-	InvalidUTF8         // a string is not UTF-8
-	LoneSurrogate       // half of a surrogate pair
-	NUL                 // U+0000 in a string
-	NotFinite           // NaN, Infinity or -Infinity
-	OutOfRange          // an integer outside 64 bits (signed), or a number too large for a double
-	WrongType           // a value of another kind than was asked for
-)
-
-// String says what is wrong, in words that fit after "a string with …".
-func (f Fault) String() string {
-	switch f {
-	case NoFault:
-		return "no fault"
-	case InvalidUTF8:
-		return "invalid UTF-8"
-	case LoneSurrogate:
-		return "a lone surrogate"
-	case NUL:
-		return "a NUL character"
-	case NotFinite:
-		return "a number that is not finite"
-	case OutOfRange:
-		return "a number out of range"
-	}
-	return "a value of the wrong type"
-}
-
-// Error is a syntax error. Its text holds nothing of the input.
-type Error struct {
-	Offset  int // of the byte at fault, from 0
-	Reason  string
-	TooDeep bool // correct so far, but nested deeper than allowed
-}
-
-func (e *Error) Error() string {
-	return e.Reason + " at offset " + strconv.Itoa(e.Offset)
-}
 
 // MaxDepth is the highest depth limit a Reader can have.
 const MaxDepth = 64
@@ -193,6 +135,15 @@ func (r *Reader) Rewind(m Mark) {
 
 // Kind returns the kind of the next value without reading it.
 func (r *Reader) Kind() Kind {
+	if r.pos < len(r.buf) {
+		if k := kinds[r.buf[r.pos]]; k != None {
+			return k
+		}
+	}
+	return r.kindBehindSpace()
+}
+
+func (r *Reader) kindBehindSpace() Kind {
 	r.space()
 	if r.pos < len(r.buf) {
 		if k := kinds[r.buf[r.pos]]; k != None {
@@ -284,6 +235,10 @@ func (r *Reader) key(keep bool) string {
 		return ""
 	}
 	s := r.scanString(keep)
+	if r.pos < len(r.buf) && r.buf[r.pos] == ':' {
+		r.pos++
+		return s
+	}
 	r.space()
 	if r.pos >= len(r.buf) || r.buf[r.pos] != ':' {
 		r.fail("want a colon")
@@ -291,6 +246,18 @@ func (r *Reader) key(keep bool) string {
 	}
 	r.pos++
 	return s
+}
+
+// Again reads what comes next if it is, byte for byte, what was read before: the
+// bytes that Since returned for one name of a member, white space and colon included.
+// Objects of one array mostly have the same names in the same order, and to compare
+// them takes less time than to read them. After false nothing was read.
+func (r *Reader) Again(raw []byte) bool {
+	if !bytes.HasPrefix(r.buf[r.pos:], raw) {
+		return false
+	}
+	r.pos += len(raw)
+	return true
 }
 
 // Text reads a string.
@@ -468,7 +435,14 @@ func (r *Reader) fail(reason string) {
 	r.pos = len(r.buf)
 }
 
+// space passes over white space, of which there mostly is none.
 func (r *Reader) space() {
+	if r.pos < len(r.buf) && r.buf[r.pos] <= ' ' {
+		r.allSpace()
+	}
+}
+
+func (r *Reader) allSpace() {
 	for r.pos < len(r.buf) {
 		switch r.buf[r.pos] {
 		case ' ', '\n', '\t', '\r':

@@ -365,3 +365,47 @@ func BenchmarkSkip(b *testing.B) {
 		}
 	}
 }
+
+// The quick way through a string and the one for every string agree, wherever in it
+// something special stands.
+func TestStringsBothWays(t *testing.T) {
+	for _, special := range []string{"", `"`, `\n`, `\`, `\u00e9`, `\ud800`, "\x00", "\x1f", "\x7f", "\x80", "\xff", "é", "\u2028"} {
+		for n := range 26 {
+			for at := range n + 1 {
+				text := strings.Repeat("a", at) + special + strings.Repeat("b", n-at)
+				for _, body := range []string{`"` + text + `"`, `"` + text + `", "and more"`, `"` + text} {
+					for _, keep := range []bool{true, false} {
+						quick, any := NewReader([]byte(body), 1), NewReader([]byte(body), 1)
+						require.Equal(t, any.scanAnyString(keep), quick.scanString(keep), "%q", body)
+						require.Equal(t, any.Err(), quick.Err(), "%q", body)
+						require.Equal(t, any.Fault(), quick.Fault(), "%q", body)
+						require.Equal(t, any.Offset(), quick.Offset(), "%q", body)
+					}
+				}
+			}
+		}
+	}
+}
+
+func TestAgain(t *testing.T) {
+	r := NewReader([]byte(`[{ "name" : 1},{ "name" : 2},{"name":3}]`), 2)
+	require.True(t, r.Array() && r.More() && r.Object() && r.More())
+	start := r.Offset()
+	assert.Equal(t, "name", r.Key())
+	raw := r.Since(start)
+	assert.Equal(t, `"name" :`, string(raw))
+	assert.EqualValues(t, 1, r.Int())
+	assert.False(t, r.More())
+	require.True(t, r.More() && r.Object() && r.More())
+	assert.True(t, r.Again(raw))
+	assert.EqualValues(t, 2, r.Int())
+	assert.False(t, r.More())
+	require.True(t, r.More() && r.Object() && r.More())
+	assert.False(t, r.Again(raw), "written otherwise")
+	assert.Equal(t, "name", r.Key())
+	assert.EqualValues(t, 3, r.Int())
+	assert.False(t, r.More())
+	assert.False(t, r.More())
+	require.NoError(t, r.End())
+	assert.False(t, r.Again(raw), "the end")
+}

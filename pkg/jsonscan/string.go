@@ -38,8 +38,32 @@ func next(buf []byte, i int, high uint64) int {
 }
 
 // scanString reads a string; the next byte is its opening quote. It returns ""
-// for one with a fault, and where keep is false.
+// for one with a fault, and where keep is false. Nearly all strings are ASCII without
+// an escape, and are found here.
 func (r *Reader) scanString(keep bool) string {
+	buf, start := r.buf, r.pos+1
+	for i := start; i+8 <= len(buf); i += 8 {
+		w := binary.LittleEndian.Uint64(buf[i:])
+		// As special does. What is not ASCII is marked in any case here, so the
+		// subtractions need not spare it.
+		m := (((w ^ ones*'"') - ones) | ((w ^ ones*'\\') - ones) | (w - ones*0x20) | w) & highs
+		if m == 0 {
+			continue
+		}
+		if i += bits.TrailingZeros64(m) >> 3; buf[i] == '"' {
+			r.pos = i + 1
+			if !keep {
+				return ""
+			}
+			return unsafe.String(&buf[start], i-start)
+		}
+		break
+	}
+	return r.scanAnyString(keep)
+}
+
+// scanAnyString is scanString for every string there is.
+func (r *Reader) scanAnyString(keep bool) string {
 	start := r.pos + 1
 	high := uint64(highs)
 	escaped := false

@@ -22,7 +22,7 @@ func (b *Batch) Reset() {
 	clear(b.Events)
 	clear(b.Rejected)
 	clear(b.slab)
-	*b = Batch{Events: b.Events[:0], Rejected: b.Rejected[:0], slab: b.slab[:0]}
+	*b = Batch{Events: b.Events[:0], Rejected: b.Rejected[:0], slab: b.slab[:0], json: b.json, digest: b.digest}
 	if cap(b.Events) > keptEvents {
 		b.Events = nil
 	}

@@ -76,6 +76,9 @@ func benchBatch(b testing.TB) *Batch {
 }
 
 func BenchmarkAfterDecoding(b *testing.B) {
+	var copied []byte
+	scratch := make([]byte, 0, 32<<10)
+	defer func() { _ = copied }()
 	v := benchBatch(b)
 	now := time.Date(2026, 11, 24, 7, 0, 0, 0, time.UTC)
 	for name, f := range map[string]func(){
@@ -84,6 +87,10 @@ func BenchmarkAfterDecoding(b *testing.B) {
 		"Resolve":         func() { v.Resolve(now, Limits{Past: 720 * time.Hour, Future: time.Hour}) },
 		"Split":           func() { v.Split(900 << 10) },
 		"AppendRecord":    func() { AppendRecord(nil, v, v.whole()) },
+		"AppendRecord and copy": func() {
+			scratch = AppendRecord(scratch[:0], v, v.whole())
+			copied = bytes.Clone(scratch)
+		},
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

@@ -21,8 +21,8 @@ import (
 //
 // Strings without escapes, and the bytes of rejected events, alias body.
 func DecodeJSON(body []byte, def Kind, maxEvents int, b *Batch) error {
-	d := jsonDecoder{b: b, def: def, maxEvents: maxEvents}
-	d.attrs = d.few[:0]
+	d := b.jsonDecoder(def, maxEvents)
+	defer d.release()
 	r := &d.r
 	r.Reset(body, MaxDepth)
 	if len(bytes.TrimLeft(body, " \t\r\n")) == 0 {
@@ -60,8 +60,8 @@ func DecodeJSON(body []byte, def Kind, maxEvents int, b *Batch) error {
 // there is no line that is: then the body as a whole is malformed. For the rest
 // it is like DecodeJSON.
 func DecodeNDJSON(body []byte, def Kind, maxEvents int, b *Batch) error {
-	d := jsonDecoder{b: b, def: def, maxEvents: maxEvents}
-	d.attrs = d.few[:0]
+	d := b.jsonDecoder(def, maxEvents)
+	defer d.release()
 	b.expect(len(body), maxEvents)
 	readable := false
 	for len(body) > 0 {
@@ -127,6 +127,26 @@ type jsonDecoder struct {
 
 	attrs []Attribute // of the present event
 	few   [16]Attribute
+
+	names names
+}
+
+// jsonDecoder returns the batch's decoder, which it has to itself until release.
+func (b *Batch) jsonDecoder(def Kind, maxEvents int) *jsonDecoder {
+	d := b.json
+	if d == nil {
+		d = new(jsonDecoder)
+	}
+	b.json = nil
+	d.b, d.def, d.maxEvents, d.attrs = b, def, maxEvents, d.few[:0]
+	return d
+}
+
+// release keeps the decoder for the batch's next use, without a reference to anything.
+func (d *jsonDecoder) release() {
+	b := d.b
+	*d = jsonDecoder{}
+	b.json = d
 }
 
 // envelope reads {"events":[…],"sent_at":…,"sdk":{…}}.
@@ -258,40 +278,14 @@ func (d *jsonDecoder) event() []byte {
 	from := r.Offset()
 	seen := uint32(0)
 	r.Object()
-	for d.code == "" && r.More() {
-		f := fieldNone
-		switch key := r.Key(); key {
-		case "experiment":
-			f = fieldExperiment
-		case "variant":
-			f = fieldVariant
-		case "unit_id":
-			f = fieldUnitID
-		case "unit_type":
-			f = fieldUnitType
-		case "time":
-			f = fieldTime
-		case "rule":
-			f = fieldRule
-		case "reason":
-			f = fieldReason
-		case "event_id":
-			f = fieldEventID
-		case "attributes":
-			f = fieldAttributes
-		case "name":
-			f = fieldName
-		case "value":
-			f = fieldValue
-		case "kind":
-			f = fieldKind
-		default:
-			if f = inOtherCase(key); f != fieldNone {
-				d.wrong(CodeMisspelledField, f, "field names are lower case: "+fieldNames[f])
-			} else {
-				r.Skip()
-				d.faults(fieldNone)
-			}
+	for i := 0; d.code == "" && r.More(); i++ {
+		f := d.field(i)
+		if d.code != "" {
+			continue
+		}
+		if f == fieldNone {
+			r.Skip()
+			d.faults(fieldNone)
 			continue
 		}
 		if seen&(1<<f) != 0 {
@@ -299,8 +293,13 @@ func (d *jsonDecoder) event() []byte {
 			continue
 		}
 		seen |= 1 << f
-		if !r.Null() { // null is as good as absent
-			d.member(e, f)
+		k := r.Kind()
+		if k == jsonscan.Null { // null is as good as absent
+			r.Null()
+			continue
+		}
+		d.member(e, f, k)
+		if r.Fault() != jsonscan.NoFault {
 			d.faults(f)
 		}
 	}
@@ -312,10 +311,9 @@ func (d *jsonDecoder) event() []byte {
 	return r.Since(from)
 }
 
-// member reads the value of one field into e.
-func (d *jsonDecoder) member(e *Event, f field) {
+// member reads the value of one field, of kind k, into e.
+func (d *jsonDecoder) member(e *Event, f field, k jsonscan.Kind) {
 	r := &d.r
-	k := r.Kind()
 	switch f {
 	case fieldValue:
 		if k == jsonscan.Number {
@@ -388,8 +386,8 @@ func (d *jsonDecoder) attributes(e *Event) {
 	r := &d.r
 	list := d.attrs[:0]
 	r.Object()
-	for r.More() {
-		key := r.Key()
+	for i := 0; r.More(); i++ {
+		key := d.attribute(i)
 		kind := r.Kind()
 		if kind >= jsonscan.Array {
 			d.wrong(CodeInvalidType, fieldAttributes, msgNested)
@@ -411,10 +409,13 @@ func (d *jsonDecoder) attributes(e *Event) {
 // putAttribute adds to a list that is sorted by key. A key that is there already
 // is overwritten, or removed.
 func putAttribute(list []Attribute, key, value string, remove bool) []Attribute {
-	i, found := len(list), false
-	if i > 0 && list[i-1].Key >= key {
-		i, found = slices.BinarySearchFunc(list, key, func(a Attribute, key string) int { return strings.Compare(a.Key, key) })
+	if n := len(list); n == 0 || list[n-1].Key < key { // as most encoders write them
+		if !remove {
+			list = append(list, Attribute{key, value})
+		}
+		return list
 	}
+	i, found := slices.BinarySearchFunc(list, key, func(a Attribute, key string) int { return strings.Compare(a.Key, key) })
 	switch {
 	case remove && found:
 		return slices.Delete(list, i, i+1)
@@ -425,16 +426,6 @@ func putAttribute(list []Attribute, key, value string, remove bool) []Attribute 
 		return list
 	}
 	return slices.Insert(list, i, Attribute{key, value})
-}
-
-// inOtherCase finds the field whose name differs from key only in case.
-func inOtherCase(key string) field {
-	for f := fieldNone + 1; f < fieldCount; f++ {
-		if len(key) == len(fieldNames[f]) && strings.EqualFold(key, fieldNames[f]) {
-			return f
-		}
-	}
-	return fieldNone
 }
 
 func (d *jsonDecoder) wrong(code Code, f field, message string) {

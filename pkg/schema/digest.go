@@ -3,6 +3,7 @@ package schema
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"hash"
 	"io"
 	"math"
 
@@ -26,8 +27,12 @@ func (b *Batch) ComputeDigest() {
 	if b.digested {
 		return
 	}
-	sha := sha256.New()
-	h := digester{w: sha, buf: make([]byte, 0, digestBuffer)}
+	if b.digest == nil {
+		b.digest = &digestState{sha: sha256.New()}
+		b.digest.w, b.digest.buf = b.digest.sha, make([]byte, 0, digestBuffer)
+	}
+	b.digest.sha.Reset()
+	h := &b.digest.digester
 	h.text(domainDigest)
 	h.u32(b.Count)
 	h.u32(uint32(len(b.Events)))
@@ -43,13 +48,19 @@ func (b *Batch) ComputeDigest() {
 		h.bytes(r.Bytes)
 	}
 	h.flush()
-	sum := sha.Sum(h.buf)
+	sum := b.digest.sha.Sum(h.buf)
 	b.Digest = batch.Digest(sum[:16])
 }
 
 // digestBuffer is how much is gathered before it is hashed: hashing many small
 // pieces would cost more than copying them.
 const digestBuffer = 4 << 10
+
+// digestState is what a batch keeps of the computation for the next one.
+type digestState struct {
+	digester
+	sha hash.Hash
+}
 
 // digester writes the canonical encoding into a hash. Integers are big-endian.
 type digester struct {
@@ -104,8 +115,56 @@ func (d *digester) event(e *Event) {
 	d.content(e)
 }
 
-// content is what was sent of an event, whatever its place in the batch.
+// content is what was sent of an event, whatever its place in the batch. Nearly all
+// events fit the buffer whole, and then need not be looked at piece by piece.
 func (d *digester) content(e *Event) {
+	n := 2 + 8 + 8 + 9*4 + len(e.Experiment) + len(e.Variant) + len(e.Name) + len(e.UnitType) +
+		len(e.UnitID) + len(e.Rule) + len(e.Reason) + len(e.ClientID)
+	for i := range e.Attributes {
+		n += 2*4 + len(e.Attributes[i].Key) + len(e.Attributes[i].Value)
+	}
+	if n > cap(d.buf) {
+		d.largeContent(e)
+		return
+	}
+	d.room(n)
+	b := d.buf
+	flags := byte(0)
+	if e.HasTime {
+		flags |= 1
+	}
+	if e.HasValue {
+		flags |= 2
+	}
+	b = append(b, byte(e.Kind), flags)
+	if e.HasTime {
+		b = binary.BigEndian.AppendUint64(b, uint64(e.Time))
+	}
+	if e.HasValue {
+		b = binary.BigEndian.AppendUint64(b, math.Float64bits(e.Value))
+	}
+	b = appendDigestText(b, e.Experiment)
+	b = appendDigestText(b, e.Variant)
+	b = appendDigestText(b, e.Name)
+	b = appendDigestText(b, e.UnitType)
+	b = appendDigestText(b, e.UnitID)
+	b = appendDigestText(b, e.Rule)
+	b = appendDigestText(b, e.Reason)
+	b = appendDigestText(b, e.ClientID)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Attributes)))
+	for i := range e.Attributes {
+		b = appendDigestText(b, e.Attributes[i].Key)
+		b = appendDigestText(b, e.Attributes[i].Value)
+	}
+	d.buf = b
+}
+
+func appendDigestText(b []byte, s string) []byte {
+	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
+}
+
+// largeContent is content for an event of any size.
+func (d *digester) largeContent(e *Event) {
 	d.room(2)
 	flags := byte(0)
 	if e.HasTime {

@@ -2,7 +2,6 @@ package schema
 
 import (
 	"math"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -26,11 +25,12 @@ func AppendRecord(dst []byte, b *Batch, r Range) []byte {
 func AppendRecordAs(dst []byte, b *Batch, r Range, dedup batch.ID) []byte {
 	h := header{b: b, r: r, part: r != b.whole(), dedup: dedup}
 	h.name, h.version = splitSDK(tidy(b.SDK, MaxSDKBytes))
-	dst = slices.Grow(dst, h.size()+b.contentSize(r))
+	if dst == nil {
+		dst = make([]byte, 0, h.size()+b.contentSize(r))
+	}
 	for i := range b.Events {
 		if e := &b.Events[i]; r.holds(e.Index) {
-			dst = appendMessageTag(dst, batchEvents, b.eventSize(e))
-			dst = b.appendEvent(dst, e)
+			dst = b.appendEventMessage(dst, e)
 		}
 	}
 	dst = h.append(dst)
@@ -128,6 +128,28 @@ func (b *Batch) eventSize(e *Event) int {
 		n += 2 + 1
 	}
 	return n
+}
+
+// appendEventMessage writes the event's tag, its length, and the event. Nearly every
+// event has a length that is two bytes: those are left open, which is quicker than
+// to look at every field twice.
+func (b *Batch) appendEventMessage(dst []byte, e *Event) []byte {
+	const tag = byte(batchEvents)<<3 | byte(protowire.BytesType)
+	start := len(dst)
+	dst = b.appendEvent(append(dst, tag, 0, 0), e)
+	n := len(dst) - start - 3
+	if n >= 1<<7 && n < 1<<14 {
+		dst[start+1], dst[start+2] = byte(n)|0x80, byte(n>>7)
+		return dst
+	}
+	size := protowire.SizeVarint(uint64(n))
+	for range size - 2 {
+		dst = append(dst, 0)
+	}
+	copy(dst[start+1+size:], dst[start+3:start+3+n])
+	dst = dst[:start+1+size+n]
+	protowire.AppendVarint(dst[:start+1], uint64(n))
+	return dst
 }
 
 func (b *Batch) appendEvent(dst []byte, e *Event) []byte {

@@ -270,3 +270,21 @@ func FuzzDecodeRecord(f *testing.F) {
 		require.Equal(t, string(first), string(AppendRecordAs(nil, &again, r, again.DedupID)))
 	})
 }
+
+// The length in front of an event is as short as it can be, whatever it is.
+func TestEventLengths(t *testing.T) {
+	for n := range 300 {
+		checkEventLength(t, n)
+	}
+	for n := 1<<14 - 100; n < 1<<14+100; n++ {
+		checkEventLength(t, n)
+	}
+	checkEventLength(t, 1<<21)
+}
+
+func checkEventLength(t *testing.T, n int) {
+	b := &Batch{Count: 1, ReceivedAt: 5}
+	e := &Event{Kind: KindEvent, Time: 5, UnitID: strings.Repeat("u", n), ID: batch.EventID(batch.ID{}, 0)}
+	want := b.appendEvent(appendMessageTag([]byte("before"), batchEvents, b.eventSize(e)), e)
+	require.Equal(t, want, b.appendEventMessage([]byte("before"), e), n)
+}

@@ -92,6 +92,9 @@ type Batch struct {
 
 	slab     []Attribute // memory of the events' attributes
 	digested bool        // Digest was fixed before RejectOversized changed the events
+
+	json   *jsonDecoder // kept from one use to the next; nil: none yet
+	digest *digestState
 }
 
 // Limits bound an event's time: older than Past or further ahead than Future,
