@@ -233,11 +233,23 @@ func spoolStatus(s *spool.Spool) map[string]any {
 // (SLUICE_MAX_IN_FLIGHT_BYTES, or the largest body four times) come on top one for
 // one. It is a soft limit: what is needed is had, at the cost of CPU, at most half
 // of it (runtime/debug.SetMemoryLimit). GOMEMLIMIT goes before it.
+//
+// Below that limit it may leave twice as much garbage as is in use before it collects,
+// which saves some 5 % of the CPU at full load. GOGC goes before that.
 func limitMemory(cfg config.Collector, environ []string) {
-	if !slices.ContainsFunc(environ, func(kv string) bool { return strings.HasPrefix(kv, "GOMEMLIMIT=") }) {
+	set := func(name string) bool {
+		return slices.ContainsFunc(environ, func(kv string) bool { return strings.HasPrefix(kv, name+"=") })
+	}
+	if !set("GOMEMLIMIT") {
 		debug.SetMemoryLimit(memoryLimit(cfg))
 	}
+	if !set("GOGC") {
+		debug.SetGCPercent(garbage)
+	}
 }
+
+// garbage is how much of it there may be, in per cent of what is in use.
+const garbage = 200
 
 func memoryLimit(cfg config.Collector) int64 {
 	const usual, usualInFlight = 90 << 20, 40 << 20
