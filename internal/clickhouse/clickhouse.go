@@ -42,6 +42,7 @@ type Client struct {
 	database string
 	silence  *patience // receive_timeout of an open insert
 	lookups  *patience // how long a question of the sink may take
+	stored   *stored   // which batches the table has
 
 	mu    sync.Mutex
 	known map[string]bool // settings this server has that not every version has; nil until asked
@@ -111,7 +112,7 @@ func Open(cfg Config) (*Client, error) {
 	}
 	return &Client{conn: conn, opts: opts, wires: make(chan *wire, idleWires), cfg: cfg, database: opts.Auth.Database,
 		silence: newPatience(min(cfg.InsertTimeout, usualSilence), cfg.InsertTimeout),
-		lookups: newPatience(usualLookup, longestLookup)}, nil
+		lookups: newPatience(usualLookup, longestLookup), stored: newStored()}, nil
 }
 
 // Close gives the connections back.

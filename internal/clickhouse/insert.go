@@ -131,6 +131,11 @@ func (c *Client) insertSettings(ctx context.Context, token string, silence time.
 		// One block a table is what makes an insert one part; the server must not
 		// cut it.
 		"max_insert_block_size": 2_000_000,
+		// Else the server sorts a block again to make one of rows with one sorting key:
+		// 3.9 CPU-seconds a million rows in place of 0.7 (measured, 500,000 rows a
+		// block). They become one in a merge, and FINAL counts them once meanwhile, as
+		// it does copies in two blocks.
+		"optimize_on_insert": 0,
 		// Months of receipt come from the records: were there a bound, a block with
 		// more of them would be refused for ever.
 		"max_partitions_per_insert_block": 0,

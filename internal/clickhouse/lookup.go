@@ -124,12 +124,14 @@ func (c *Client) Highest(ctx context.Context, at schema.Position, from int64) (i
 	return highest, nil
 }
 
-// Copies calls found for every stored record of the batches.
+// Copies calls found for every stored record of the batches. Who asks for many ids
+// is told of most without a query for them (see stored).
 func (c *Client) Copies(ctx context.Context, ids []batch.ID, found func(schema.Copy)) error {
-	if len(ids) == 0 {
-		return nil
+	ids, err := c.stored.unsure(ctx, c, ids)
+	if err != nil || len(ids) == 0 {
+		return err
 	}
-	ctx, err := withIDs(ctx, ids)
+	ctx, err = withIDs(ctx, ids)
 	if err != nil {
 		return err
 	}
@@ -142,7 +144,7 @@ func (c *Client) Copies(ctx context.Context, ids []batch.ID, found func(schema.C
 		first, last uint32
 	)
 	return c.lookup(ctx, "look up earlier copies",
-		"SELECT batch_id, digest, part, log, partition, offset FROM batches WHERE batch_id IN wanted AND outcome = 'stored'", nil,
+		"SELECT batch_id, digest, part, log, partition, offset FROM batches PREWHERE batch_id IN wanted WHERE outcome = 'stored'", nil,
 		func(scan func(...any) error) error {
 			if err := scan(&id, &digest, &part, &log, &partition, &offset); err != nil {
 				return err
