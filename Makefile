@@ -22,10 +22,10 @@ STATICCHECK = go tool -modfile=tools/go.mod staticcheck
 JS = clients/js
 NPM := $(patsubst %/package-lock.json,%/node_modules/.package-lock.json,$(wildcard $(JS)/package-lock.json test/*/package-lock.json test/*/*/package-lock.json))
 
-.PHONY: help build run prove test install js lint fuzz clean
+.PHONY: help build run prove bench bench-compare bench-micro test install js lint fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/collector, bin/sink and bin/sluice, without cgo
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/collector ./cmd/sink ./cmd/sluice
@@ -39,6 +39,17 @@ PROVEFLAGS ?=
 prove: build install ## kill, pause and cut everything for a while, then count: nothing lost, nothing twice
 	CGO_ENABLED=0 go build -trimpath -tags faults -o bin/faults/ ./cmd/collector ./cmd/sink
 	bin/sluice prove $(PROVEFLAGS)
+
+# BENCHFLAGS='quick' for each measurement once; BENCHFLAGS='collector --only native,read'.
+BENCHFLAGS ?=
+bench: build install ## measure cost, rate, latency and memory on this machine (10 minutes); bench/results.json
+	bin/sluice bench $(BENCHFLAGS)
+
+bench-compare: build install ## the same of commit BASE and of this checkout by turns; BENCH=collector ONLY=native
+	BASE='$(BASE)' BENCH='$(BENCH)' ONLY='$(ONLY)' RUNS='$(RUNS)' BENCHFLAGS='$(BENCHFLAGS)' bench/compare.sh
+
+bench-micro: ## micro-benchmarks of commit BASE (the one before) and of this checkout, compared
+	BASE='$(BASE)' COUNT='$(COUNT)' bench/micro.sh
 
 install: ## install what the tests need: the ClickHouse engine (npm) and Apache Kafka (Maven)
 	go run ./internal/embedded/install

@@ -14,15 +14,17 @@ import (
 type cli struct {
 	Process config.Process `embed:""`
 
-	Up      up        `cmd:"" help:"Run everything on this machine: a broker, ClickHouse, a collector and a sink. Ctrl-C ends it; data stays."`
-	Migrate migrate   `cmd:"" help:"Bring the ClickHouse tables and the Kafka topics up to date. Safe to repeat, and for several at once."`
-	Receipt receipts  `cmd:"" help:"Tell what became of one batch, by its idempotency key or its id. Exit code 3 where nothing is known of it."`
-	Audit   audits    `cmd:"" help:"Hold what collectors acknowledged against what is stored. Exit code 3 for a batch that is lost, torn or doubled."`
-	Replay  replays   `cmd:"" help:"Send dead letters again after a fix, or insert rows that are missing again from Kafka. Twice is harmless."`
-	Spool   spools    `cmd:"" help:"Look after the spool of a collector: list, verify, print, send. Works on a damaged one too."`
-	Prove   proveVerb `cmd:"" help:"Break a pipeline of its own in every way there is, and count what it acknowledged and stored. Exit code 3 for anything lost or doubled."`
-	Doctor  doctors   `cmd:"" help:"Send one test exposure as an SDK would, and follow it into ClickHouse. Exit code 3 where it does not arrive as it was sent."`
-	Resume  resume    `cmd:"" help:"List the partitions a sink has stopped at a gap, and let them go on."`
+	Up      up           `cmd:"" help:"Run everything on this machine: a broker, ClickHouse, a collector and a sink. Ctrl-C ends it; data stays."`
+	Migrate migrate      `cmd:"" help:"Bring the ClickHouse tables and the Kafka topics up to date. Safe to repeat, and for several at once."`
+	Receipt receipts     `cmd:"" help:"Tell what became of one batch, by its idempotency key or its id. Exit code 3 where nothing is known of it."`
+	Audit   audits       `cmd:"" help:"Hold what collectors acknowledged against what is stored. Exit code 3 for a batch that is lost, torn or doubled."`
+	Replay  replays      `cmd:"" help:"Send dead letters again after a fix, or insert rows that are missing again from Kafka. Twice is harmless."`
+	Spool   spools       `cmd:"" help:"Look after the spool of a collector: list, verify, print, send. Works on a damaged one too."`
+	Prove   proveVerb    `cmd:"" help:"Break a pipeline of its own in every way there is, and count what it acknowledged and stored. Exit code 3 for anything lost or doubled."`
+	Bench   benchVerb    `cmd:"" help:"Measure the pipeline, and the ceilings beside it: cost, rate, latency, memory."`
+	Ceiling benchCeiling `cmd:"" name:"bench-ceiling" hidden:""`
+	Doctor  doctors      `cmd:"" help:"Send one test exposure as an SDK would, and follow it into ClickHouse. Exit code 3 where it does not arrive as it was sent."`
+	Resume  resume       `cmd:"" help:"List the partitions a sink has stopped at a gap, and let them go on."`
 	Keys    struct {
 		Add     keysAdd     `cmd:"" help:"Make a write key. It is printed once; the file keeps its hash."`
 		List    keysList    `cmd:"" help:"List the write keys."`

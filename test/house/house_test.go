@@ -186,6 +186,8 @@ func TestRulesNotice(t *testing.T) {
 		{"one importer a client", "internal/sink/a_test.go", "import _ \"github.com/segmentio/kafka-go\"\n", false},
 		{"one importer a client", "cmd/sluice/a.go", "import _ \"github.com/ClickHouse/clickhouse-go/v2\"\n", true},
 		{"one importer a client", "internal/ledger/a.go", "import _ \"github.com/ClickHouse/ch-go/proto\"\n", true},
+		{"one importer a client", "internal/bench/a.go", "import _ \"github.com/ClickHouse/ch-go/proto\"\n", false},
+		{"one importer a client", "internal/bench/a.go", "import _ \"github.com/twmb/franz-go/pkg/kfake\"\n", true},
 		{"one importer a client", "internal/embedded/a.go", "import _ \"github.com/twmb/franz-go/pkg/kfake\"\n", false},
 		{"one importer a client", "internal/kafka/a.go", "import _ \"github.com/twmb/franz-go/pkg/kfake\"\n", true},
 		{"one importer a client", "internal/kafka/a.go", "import _ \"github.com/twmb/franz-go/pkg/kmsg\"\n", false},
