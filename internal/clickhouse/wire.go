@@ -395,7 +395,9 @@ func (c *Client) keepWire(w *wire) {
 
 // sendWire sends the rows of an open insert and waits for the server's word.
 func (c *Client) sendWire(ctx context.Context, w *wire, columns []inputColumn) error {
-	return c.finishWire(w, w.while(ctx, w.timeout, func() error {
+	// Whoever sends ends ctx when it takes too long, and says so; this is for a ctx
+	// that nobody ends.
+	return c.finishWire(w, w.while(ctx, w.timeout+closeGrace, func() error {
 		if err := w.send(columns); err != nil {
 			return w.instead(err)
 		}
