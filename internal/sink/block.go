@@ -271,14 +271,22 @@ func (it *item) build(out map[schema.Table]*schema.Rows, refused map[place]strin
 // setAside are the dead letters of the block that the sink itself had to write: what
 // could not be read, and what ClickHouse refuses.
 func (b *block) setAside() []schema.DeadLetter {
-	some := len(b.refused) > 0
+	some := map[int64]bool{} // offsets of records that ClickHouse refuses events of
+	for at := range b.refused {
+		some[at.offset] = true
+	}
+	out := map[schema.Table]*schema.Rows{}
+	for _, t := range schema.Tables() {
+		out[t] = &schema.Rows{}
+	}
 	for i := range b.items {
-		some = some || b.items[i].outcome == schema.Dead
+		// The events of the others stay as they are: decoded they would take several
+		// times the memory that the block was given.
+		if it := &b.items[i]; it.outcome == schema.Dead || some[it.delivery.Offset] {
+			it.build(out, b.refused, false)
+		}
 	}
-	if !some {
-		return nil
-	}
-	return slices.DeleteFunc(b.build(nil)[schema.DeadLetters].Dead, func(l schema.DeadLetter) bool { return l.Stage != schema.StageSink })
+	return slices.DeleteFunc(out[schema.DeadLetters].Dead, func(l schema.DeadLetter) bool { return l.Stage != schema.StageSink })
 }
 
 // place tells the rows of one partition apart.

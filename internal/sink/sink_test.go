@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -188,6 +189,37 @@ func TestUndecodableRecordCostsOneDeadLetter(t *testing.T) {
 // Every insert may fail before it stored anything or after it stored
 // everything, every commit may happen and report an error, and the sink is
 // stopped and started again on the way.
+// A record whose head is sound and whose events are not is found when its block is
+// written. It decides nothing: the sound copy behind it, in the same block, is the first.
+func TestRecordBrokenInsideAnEvent(t *testing.T) {
+	for name, horizon := range map[string]bool{"written": false, "read back": true} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, 1)
+			s := sample("x", 3)
+			b.log.append(0, s)
+			broken := bytes.Clone(b.log.records[0][0].Value)
+			// The kind of the first event becomes one that nobody knows.
+			at := bytes.Index(broken, []byte{0x08, 0x01})
+			require.Positive(t, at)
+			broken[at+1] = 9
+			_, err := schema.ReadHead(broken)
+			require.NoError(t, err)
+			require.Error(t, schema.DecodeRecord(broken, &schema.Batch{}))
+			b.log.records[0][0].Value = broken
+			b.log.append(0, s)
+			if horizon { // as if an earlier owner had died behind its intent
+				b.log.committed[0] = commit{0, intent{Log: b.log.id, First: 0, Last: 1, Token: "t"}.String()}
+			}
+			_, stop := b.start(storeAdapter{b.store})
+			b.drained()
+			stop()
+			b.assertOnce(1, 3)
+			assert.Equal(t, 1, b.count("SELECT countIf(outcome = 'dead') FROM batches"))
+			assert.Equal(t, 1, b.count("SELECT count() FROM dead_letters WHERE stage = 'sink' AND reason = 'undecodable'"))
+		})
+	}
+}
+
 func TestFaultsAtEveryStep(t *testing.T) {
 	for seed := range uint64(3) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {

@@ -255,6 +255,10 @@ func FuzzDecodeRecord(f *testing.F) {
 			return
 		}
 		require.LessOrEqual(t, len(b.Events)+len(b.Rejected), int(b.Count))
+		// What can be decoded has a head, which says the same.
+		h, err := ReadHead(value)
+		require.NoError(t, err)
+		require.Equal(t, Head{b.Source, len(b.Events), len(b.Rejected), b.Part, b.First, b.Last}, h)
 		r := b.whole()
 		if b.Part {
 			r = Range{b.First, b.Last}
