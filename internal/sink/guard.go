@@ -94,6 +94,10 @@ func (g guard) Parts(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
+func (g guard) PutMergesOff(ctx context.Context, off bool) error {
+	return g.do(ctx, func() error { return g.store.PutMergesOff(ctx, off) })
+}
+
 func (g guard) RecordStop(ctx context.Context, at schema.Position, reason, detail string, resumeAt int64) error {
 	return g.do(ctx, func() error { return g.store.RecordStop(ctx, at, reason, detail, resumeAt) })
 }

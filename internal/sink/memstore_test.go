@@ -28,14 +28,17 @@ type memoryStore struct {
 	// stored, or after, or after half of them were (errHalf: a block of two months).
 	fault func(t schema.Table, rows int) (before, after error)
 	// away makes every call wait for hang and fail; but pings answer where pong is set.
-	away    error
-	hang    time.Duration
-	pong    bool
-	pings   int   // while it was away
-	asked   int   // everything else, while it was away
-	sent    []int // how many rows each insert into exposures and events had
-	noBatch bool
-	noDead  bool
+	away error
+	hang time.Duration
+	// mergesOff is what was said about merges, unless mayNotAlter.
+	mergesOff   []bool
+	mayNotAlter error
+	pong        bool
+	pings       int   // while it was away
+	asked       int   // everything else, while it was away
+	sent        []int // how many rows each insert into exposures and events had
+	noBatch     bool
+	noDead      bool
 }
 
 var errAway = retry.Mark(errors.New("dial: connection refused"), retry.Transient)
@@ -320,6 +323,19 @@ func (s *memoryStore) MergedDead(ctx context.Context, rows []schema.DeadLetter, 
 			found(i)
 		}
 	}
+	return nil
+}
+
+func (s *memoryStore) PutMergesOff(ctx context.Context, off bool) error {
+	if err := s.call(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mayNotAlter != nil {
+		return s.mayNotAlter
+	}
+	s.mergesOff = append(s.mergesOff, off)
 	return nil
 }
 

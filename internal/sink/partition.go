@@ -473,12 +473,16 @@ func (p *partition) endTurn() {
 
 // cut ends the block being filled.
 func (p *partition) cut(a *batch.Accumulator[item]) *block {
+	full := len(p.spare) > 0 || !a.Fits(1, 1)
 	for i := range p.spare { // read again later: many partitions may wait for long
 		p.release(p.spare[i].memory())
 	}
 	p.spare = nil
 	b := newBlock(a)
 	p.rate.add(b.rows, p.s.now())
+	if full && b.last+1 < p.end {
+		p.s.fillsBlocks()
+	}
 	return b
 }
 

@@ -94,6 +94,10 @@ type Store interface {
 	MergedDead(ctx context.Context, rows []schema.DeadLetter, found func(row int)) error
 	// Parts is how many parts exposures has.
 	Parts(ctx context.Context) (int, error)
+	// PutMergesOff has merges of exposures and events wait until there are very many
+	// parts for one, or lets ClickHouse merge as it sees fit again. It may be said again
+	// and again, by several sinks. What an operator has set stays as it is.
+	PutMergesOff(ctx context.Context, off bool) error
 	// RecordStop writes down that the partition has stopped at a position. Resumed
 	// returns where a person let it go on, if one did since.
 	RecordStop(ctx context.Context, at schema.Position, reason, detail string, resumeAt int64) error
@@ -152,6 +156,7 @@ type Sink struct {
 	joined bool
 	status map[int]Status
 	parts  int
+	full   time.Time // when a block was last full, with more to come
 }
 
 // Status is one partition as /status shows it.
@@ -226,6 +231,7 @@ func (s *Sink) begin(gen Generation) {
 	}
 	gen.Start(s.watchParts)
 	gen.Start(s.watchLag)
+	gen.Start(s.watchMerges)
 	if s.cfg.Companion != nil && slices.Contains(partitions, 0) {
 		gen.Start(func(ctx context.Context) {
 			s.cfg.Companion(ctx)
