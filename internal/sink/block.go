@@ -96,6 +96,15 @@ func (it *item) events() *schema.Batch {
 	return it.batch
 }
 
+// forget drops the decoded events; what needs them decodes them again.
+func (b *block) forget() {
+	for i := range b.items {
+		if it := &b.items[i]; it.broken == nil {
+			it.batch = nil
+		}
+	}
+}
+
 // read decodes every record and, where columns are given, lays out the events of those
 // that are stored. It reports false where a record turned out to be one that cannot be
 // read: it decides nothing, so the block has to be decided again.

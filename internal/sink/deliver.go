@@ -55,15 +55,22 @@ func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error
 		}
 		break
 	}
-	rows := b.build(nil)
-	b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
 	return p.retry(ctx, "heal", func() error {
-		return p.flushing(ctx, func(schema.Columns) error {
+		return p.flushing(ctx, func(schema.Columns) (err error) {
+			// Events one by one take several times the memory that the budget was charged
+			// for; so no more blocks have them than there are places for inserts.
+			defer func() {
+				if b.hunt == nil {
+					b.forget()
+				}
+			}()
+			rows := b.build(nil)
+			b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
 			// Unless the protocol is broken on purpose, unsure means: look first.
 			if p.s.cfg.SkipReadBack {
 				return p.insert(ctx, gen, b, rows, p.token(b))
 			}
-			err := p.heal(ctx, gen, b)
+			err = p.heal(ctx, gen, b)
 			if retry.ClassOf(err) == retry.Permanent {
 				b.refused, b.hunt = nil, nil // when it is tried again it may be mended
 			}

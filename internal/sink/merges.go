@@ -53,7 +53,7 @@ func (s *Sink) watchMerges(ctx context.Context) {
 			return
 		}
 	}
-	if off {
+	if off && !said.IsZero() {
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = say(last, false) // else the next process does

@@ -433,6 +433,9 @@ func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator
 	}
 	p.release(charge - used)
 	p.spare = items
+	if len(items) == 0 && a.Len() == 0 {
+		p.endTurn()
+	}
 	if err != nil && a.Len() > 0 && ctx.Err() == nil {
 		return true, nil
 	}

@@ -1,0 +1,51 @@
+package sink
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sluice/pkg/batch"
+	"sluice/pkg/retry"
+)
+
+// endsWithMarker is a log whose partitions above 0 end with something that is no record,
+// as the marker of a transaction: their end is one further than their last record.
+type endsWithMarker struct{ *memoryLog }
+
+func (s endsWithMarker) Fetch(ctx context.Context, partition int, offset int64, maxBytes int, maxWait time.Duration) ([]batch.Delivery, batch.Bounds, error) {
+	out, b, err := s.memoryLog.Fetch(ctx, partition, offset, maxBytes, maxWait)
+	if partition > 0 {
+		b.End++
+	}
+	return out, b, err
+}
+
+func (s endsWithMarker) Bounds(ctx context.Context, partition int) (batch.Bounds, error) {
+	b, err := s.memoryLog.Bounds(ctx, partition)
+	if partition > 0 {
+		b.End++
+	}
+	return b, err
+}
+
+// Partitions that get nothing, though something seems to be there, do not keep the
+// others from reading.
+func TestTurnsOfPartitionsThatGetNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		for p := 1; p <= turns; p++ {
+			r.log.records[p], r.log.committed[p] = nil, commit{offset: -1}
+		}
+		r.source = endsWithMarker{r.log}
+		_, _, stop := r.start(nil)
+		defer stop()
+		retry.Sleep(t.Context(), 10*time.Second)
+		for i := range 200 {
+			r.log.append(0, sample(fmt.Sprint(i), 5))
+		}
+		r.until("drained", time.Hour, r.drained)
+	})
+}
