@@ -35,9 +35,9 @@ type Config struct {
 // Client is a connection pool to one ClickHouse. Safe for concurrent use.
 type Client struct {
 	conn     driver.Conn
-	opts     *ch.Options // what the pool was made of; a wire is dialed with the same
-	wires    chan *wire  // those that are idle
-	changed  atomic.Bool // exposures or events had other types than ours when last opened
+	opts     *ch.Options    // what the pool was made of; a wire is dialed with the same
+	wires    chan *wire     // those that are idle
+	changed  [2]atomic.Bool // whether exposures and events had other types than ours when last opened
 	cfg      Config
 	database string
 	silence  *patience // receive_timeout of an open insert

@@ -98,8 +98,9 @@ func appendText(p []byte, s string) []byte {
 // of its word in it, in as few bytes as the last number needs.
 type words struct {
 	known map[string]uint32
-	dict  []byte // the words, as in a column of strings
-	width int    // bytes of a number: 1, 2 or 4
+	list  []string // the words, by number
+	dict  []byte   // the words, as in a column of strings
+	width int      // bytes of a number: 1, 2 or 4
 	keys  []byte
 	n     int
 	// The word added last: runs of one word, which columns that are the same for a
@@ -127,9 +128,11 @@ func (c *words) rows() int   { return c.n }
 
 func (c *words) reset() {
 	if len(c.known) > 1<<14 {
-		c.known = map[string]uint32{}
+		c.known, c.list = map[string]uint32{}, nil
 	}
 	clear(c.known)
+	clear(c.list)
+	c.list = append(c.list[:0], "")
 	c.known[""] = 0 // the dictionary's first entry is the type's default
 	c.dict = append(emptied(c.dict), 0)
 	c.keys, c.width, c.n = emptied(c.keys), 1, 0
@@ -145,12 +148,13 @@ func (c *words) key(s string) uint32 {
 		s = strings.Clone(s) // it may be part of a record's memory
 		k = uint32(len(c.known))
 		c.known[s] = k
+		c.list = append(c.list, s)
 		c.dict = appendText(c.dict, s)
 		if k == 1<<8 || k == 1<<16 {
 			c.widen()
 		}
 	}
-	c.last, c.lastKey = s, k
+	c.last, c.lastKey = c.list[k], k
 	return k
 }
 
@@ -348,7 +352,7 @@ type Columns struct {
 // NewColumns returns empty columns for a partition's rows, or nil where one of the
 // tables is not as the migrations made it: then rows are sent.
 func (c *Client) NewColumns() schema.Columns {
-	if c.changed.Load() {
+	if c.changed[0].Load() || c.changed[1].Load() {
 		return nil
 	}
 	return &Columns{tables: [2]*eventTable{newEventTable(schema.Exposures), newEventTable(schema.Events)}}

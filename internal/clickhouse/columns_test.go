@@ -3,9 +3,11 @@ package clickhouse
 import (
 	"fmt"
 	"math"
+	"net"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -93,6 +95,71 @@ func TestColumnsOfAChangedTable(t *testing.T) {
 	assert.Nil(t, c.NewColumns())
 	insert(t, c, schema.Exposures, "b", exposures(0, 2))
 	assert.Equal(t, 4, count(t, c, "SELECT count() FROM exposures"))
+}
+
+// One table that somebody has changed is enough: a block has rows for both.
+func TestColumnsWhereOneTableWasChanged(t *testing.T) {
+	c := open(t)
+	require.NoError(t, c.Exec(t.Context(), "ALTER TABLE exposures MODIFY COLUMN rule String"))
+	for _, table := range []schema.Table{schema.Exposures, schema.Events} {
+		in, err := c.OpenInsert(t.Context(), table, place, "a")
+		require.NoError(t, err)
+		in.Close()
+		assert.Nil(t, c.NewColumns(), table)
+	}
+}
+
+// countedConn counts what is written to it.
+type countedConn struct {
+	net.Conn
+	n int
+}
+
+func (c *countedConn) Write(p []byte) (int, error) { c.n += len(p); return len(p), nil }
+
+// A block may end where a frame ends: then there is no frame after it, which the server
+// would take for the next packet.
+func TestColumnsThatFillTheirFrames(t *testing.T) {
+	c := open(t)
+	w, err := dialWire(t.Context(), c.opts)
+	require.NoError(t, err)
+	version := w.version
+	require.NoError(t, w.conn.Close())
+	laid := c.NewColumns().(*Columns)
+	const ahead = 2 // the packet's code and the name of no table
+	lay := func(long int) (size int) {
+		b := oddBatch(3000)
+		b.Events[0].UnitID = strings.Repeat("x", long)
+		laid.Reset(place)
+		laid.Append(b, 1)
+		counted := &countedConn{}
+		require.NoError(t, (&wire{conn: counted, version: version}).send(laid.tables[0].columns))
+		return counted.n - ahead
+	}
+	long := 200 + frameBytes - lay(200)%frameBytes
+	long += frameBytes - lay(long)%frameBytes // the length's own length may have grown
+	exact := false
+	for long -= 3; long < 1<<20 && !exact || lay(long)%frameBytes < 3; long++ {
+		exact = exact || lay(long)%frameBytes == 0
+		insert(t, c, schema.Exposures, fmt.Sprint("long", long), &schema.Rows{Laid: laid, LaidRows: laid.Rows(schema.Exposures)})
+		assert.Equal(t, laid.Rows(schema.Exposures), count(t, c, fmt.Sprintf("SELECT count() FROM exposures WHERE batch_id IN (SELECT batch_id FROM exposures WHERE length(unit_id) = %d)", long)))
+		require.NoError(t, c.Exec(t.Context(), "TRUNCATE TABLE exposures"))
+	}
+	assert.True(t, exact)
+}
+
+// The memory of a batch may be used for another once it was added.
+func TestColumnsKeepNoMemoryOfABatch(t *testing.T) {
+	c := (&Client{}).NewColumns().(*Columns)
+	c.Reset(place)
+	memory := []byte("aaaa")
+	for _, v := range []string{"aaaa", "bbbb", unsafe.String(&memory[0], len(memory)), "bbbb"} {
+		c.Append(&schema.Batch{Events: []schema.Event{{Kind: schema.KindExposure, Variant: v}}}, 1)
+		if unsafe.StringData(v) == &memory[0] {
+			copy(memory, "bbbb")
+		}
+	}
+	assert.Equal(t, []byte{1, 2, 1, 2}, c.tables[0].variant.keys)
 }
 
 // plainBatch is 100 exposures as they mostly are.

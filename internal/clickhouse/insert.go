@@ -46,6 +46,7 @@ type Insert struct {
 	batch   driver.Batch
 	cancel  context.CancelFunc
 	opened  time.Time
+	over    bool          // the wire was given back
 	silence time.Duration // how long the server waits for its rows
 }
 
@@ -220,6 +221,7 @@ func (i *Insert) layOut(rows *schema.Rows) (send func() error, err error) {
 			i.Close()
 			return nil, err
 		}
+		i.over = true
 		return func() error { return i.c.sendWire(i.ctx, i.wire, columns) }, nil
 	}
 	if rows.Laid != nil {
@@ -268,7 +270,8 @@ func layoutError(err error) error {
 // Close ends the insert without rows. Closing twice, or after Send, is fine.
 func (i *Insert) Close() {
 	if i.wire != nil {
-		if i.ctx.Err() == nil {
+		if !i.over {
+			i.over = true
 			i.c.closeWire(i.ctx, i.wire)
 		}
 	} else if !i.batch.IsSent() {

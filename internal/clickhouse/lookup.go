@@ -127,11 +127,10 @@ func (c *Client) Highest(ctx context.Context, at schema.Position, from int64) (i
 // Copies calls found for every stored record of the batches. Who asks for many ids
 // is told of most without a query for them (see stored).
 func (c *Client) Copies(ctx context.Context, ids []batch.ID, found func(schema.Copy)) error {
-	ids, err := c.stored.unsure(ctx, c, ids)
-	if err != nil || len(ids) == 0 {
-		return err
+	if ids = c.stored.unsure(ctx, c, ids); len(ids) == 0 {
+		return nil
 	}
-	ctx, err = withIDs(ctx, ids)
+	ctx, err := withIDs(ctx, ids)
 	if err != nil {
 		return err
 	}

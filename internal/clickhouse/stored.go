@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"sluice/pkg/batch"
+	"sluice/pkg/retry"
 )
 
 // stored is what a client remembers of the table batches so that it need not ask for
@@ -30,6 +31,7 @@ type stored struct {
 	began atomic.Uint64 // readings of the table's state that have begun
 	asked atomic.Uint64 // ids asked for
 	whole atomic.Bool   // whether the last reading came to its end
+	off   atomic.Bool   // whether the table's parts may not be read
 
 	ended  uint64 // the last reading that came to its end; all ids were known then
 	table  string // its UUID: one that was dropped and made anew is another
@@ -69,25 +71,28 @@ func newStored() *stored {
 }
 
 // unsure returns those of ids that the table may have; all of them while not all of
-// its parts have been read.
-func (s *stored) unsure(ctx context.Context, c *Client, ids []batch.ID) ([]batch.ID, error) {
+// its parts have been read, or cannot be.
+func (s *stored) unsure(ctx context.Context, c *Client, ids []batch.ID) []batch.ID {
 	asked := s.asked.Add(uint64(len(ids)))
 	// Of a cluster's replicas each has parts of its own for a while; not tried.
-	if len(ids) < askAnyway || asked < worthFrom || c.cfg.Cluster != "" {
-		return ids, nil
+	if len(ids) < askAnyway || asked < worthFrom || s.off.Load() || c.cfg.Cluster != "" {
+		return ids
 	}
 	// A reading that begins from here on sees all that was stored before the call.
 	need := s.began.Load() + 1
 	if !s.hold(ctx) {
-		return ids, nil
+		return ids
 	}
 	defer func() { <-s.busy }()
 	if s.ended < need {
 		n := s.began.Add(1)
 		complete, err := s.refresh(ctx, c, asked)
 		s.whole.Store(complete && err == nil)
+		if retry.ClassOf(err) == retry.Permanent {
+			s.off.Store(true) // the right to read system.parts, say; the table answers without
+		}
 		if err != nil || !complete {
-			return ids, err
+			return ids // should nothing else be wrong either, the table's answer says so
 		}
 		s.ended = n
 	}
@@ -97,7 +102,7 @@ func (s *stored) unsure(ctx context.Context, c *Client, ids []batch.ID) ([]batch
 			unsure = append(unsure, id)
 		}
 	}
-	return unsure, nil
+	return unsure
 }
 
 // hold waits for its turn, unless whoever has it has much to read.

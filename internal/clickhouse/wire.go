@@ -40,6 +40,7 @@ type wire struct {
 	timeout time.Duration    // for an answer
 	born    time.Time
 	used    bool // for an insert before this one
+	spent   bool // not to be used again
 }
 
 // dialWire connects to one of the DSN's servers.
@@ -101,7 +102,11 @@ func (w *wire) while(ctx context.Context, timeout time.Duration, exchange func()
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetDeadline(time.Unix(1, 0)) })
 	err := exchange()
-	stop()
+	if !stop() && err == nil {
+		// The deadline may be set at any moment from here on, whoever has the
+		// connection by then.
+		w.spent = true
+	}
 	if err != nil && ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
 		return ctx.Err()
 	}
@@ -267,7 +272,7 @@ func (w *wire) send(columns []inputColumn) error {
 		piece(head.Buf)
 		columns[i].encode(piece)
 	}
-	if err == nil {
+	if err == nil && len(w.out.Buf) > start {
 		_, err = w.frame(start, nil)
 	}
 	return err
@@ -355,13 +360,17 @@ func (c *Client) openWire(ctx context.Context, t schema.Table, id, query string,
 			return nil, err
 		case err != nil:
 			_ = w.conn.Close()
-			if used && ctx.Err() == nil {
+			if used && ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				continue // it was closed while nobody looked; nothing was sent
 			}
 			return nil, err
 		}
 		same := newEventTable(t).expects(types)
-		c.changed.Store(!same)
+		which := 0
+		if t == schema.Events {
+			which = 1
+		}
+		c.changed[which].Store(!same)
 		if same {
 			return w, nil
 		}
@@ -386,6 +395,10 @@ func (c *Client) takeWire(ctx context.Context) (*wire, error) {
 }
 
 func (c *Client) keepWire(w *wire) {
+	if w.spent {
+		_ = w.conn.Close()
+		return
+	}
 	select {
 	case c.wires <- w:
 	default:
