@@ -335,8 +335,9 @@ func (p *partition) resume(ctx context.Context, gen Generation, at int64) error 
 
 // fill reads a block. What has piled up in Kafka is read until the block is full by
 // rows or bytes. At the log's end it waits in Kafka, not here, until the block is due by
-// age; then what has come meanwhile is read at once. So large blocks are in memory for
-// as long as it takes to read and write them, and only those of a few partitions.
+// age or nothing comes any more; then what has come meanwhile is read at once. So large
+// blocks are in memory for as long as it takes to read and write them, and only those of
+// a few partitions.
 //
 // While rows may be there already it ends a block exactly where the earlier owner's
 // block ended, so that it has the same token.
@@ -380,8 +381,8 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 			}
 			if want >= p.end {
 				p.endTurn()
-				if left := a.Remaining(now); left > 0 && !retry.Sleep(ctx, left) {
-					return nil, ctx.Err()
+				if err := p.await(ctx, a.Remaining(now)); err != nil {
+					return nil, err
 				}
 				looked = true
 			}
@@ -392,6 +393,27 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 			return p.cut(a), nil
 		}
 	}
+}
+
+// await waits until a block is due, or until nothing has come for as long as a block of
+// an idle partition waits: a large block is worth waiting for only while it grows.
+func (p *partition) await(ctx context.Context, due time.Duration) error {
+	for end := p.end; due > 0; due -= p.s.cfg.FlushInterval {
+		if !retry.Sleep(ctx, min(due, p.s.cfg.FlushInterval)) {
+			return ctx.Err()
+		}
+		if due <= p.s.cfg.FlushInterval {
+			return nil
+		}
+		switch bounds, err := p.s.source.Bounds(ctx, p.at.Partition); {
+		case err != nil: // a fetch will say what is wrong
+		case bounds.End == end:
+			return nil
+		default:
+			end = bounds.End
+		}
+	}
+	return nil
 }
 
 // refill fetches records for the block being filled, within the budget. It

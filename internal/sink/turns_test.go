@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
+
 	"sluice/pkg/batch"
 	"sluice/pkg/retry"
 )
@@ -47,5 +49,24 @@ func TestTurnsOfPartitionsThatGetNothing(t *testing.T) {
 			r.log.append(0, sample(fmt.Sprint(i), 5))
 		}
 		r.until("drained", time.Hour, r.drained)
+	})
+}
+
+// While much arrives blocks wait long for more of it; once nothing does they do not.
+func TestBlocksDoNotWaitForNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		r.cfg.FlushRows, r.cfg.FlushInterval, r.cfg.FlushIntervalMax = 500_000, time.Second, 10*time.Second
+		s, _, stop := r.start(nil)
+		defer stop()
+		for i := range 600 {
+			r.log.append(0, sample(fmt.Sprint(i), 2000))
+			retry.Sleep(t.Context(), 100*time.Millisecond)
+		}
+		before := s.Status()[0].Next
+		retry.Sleep(t.Context(), 3*time.Second)
+		r.log.append(0, sample("last", 2000))
+		r.until("drained", 3*time.Second, r.drained)
+		assert.Less(t, before, int64(590), "blocks were small while much arrived")
 	})
 }
