@@ -35,7 +35,8 @@ const (
 // send, so that they share requests: most of what a request costs, here and at the
 // broker, does not depend on what is in it.
 type dispatcher struct {
-	p *Producer
+	p      *Producer
+	leader int32 // negative: those of several, or of none that is known
 
 	mu      sync.Mutex
 	out     int // requests on their way
@@ -134,7 +135,7 @@ func (d *dispatcher) take() *shipment {
 	if len(d.waiting) == 0 {
 		return nil
 	}
-	s := &shipment{p: d.p}
+	s := &shipment{p: d.p, leader: d.leader}
 	rest, size := d.waiting[:0], 0
 	for _, x := range d.waiting {
 		if len(s.parcels) > 0 && (size+len(x.set) > maxRequest || s.has(x.partition)) {
@@ -178,6 +179,7 @@ func (d *dispatcher) run(s *shipment) {
 // here: the library's own way copies every record several times.
 type shipment struct {
 	p        *Producer
+	leader   int32
 	parcels  []*parcel
 	deadline time.Time
 	ctx      context.Context
@@ -253,8 +255,11 @@ var errRecord = errors.New("the broker does not take the record")
 func (s *shipment) ApiKey() protocol.ApiKey { return protocol.Produce }
 
 // Broker implements protocol.BrokerMessage. Should one of the partitions have moved
-// meanwhile, the broker says so of that one.
+// meanwhile, the broker says so of that one, and takes the others.
 func (s *shipment) Broker(cluster protocol.Cluster) (protocol.Broker, error) {
+	if b, ok := cluster.Brokers[s.leader]; ok {
+		return b, nil
+	}
 	first := leaderRequest{topic: s.p.topic, partition: s.parcels[0].partition}
 	return first.Broker(cluster)
 }
@@ -357,7 +362,7 @@ func (s *dispatchers) of(p *Producer, leader int) *dispatcher {
 		leader = others
 	}
 	if d = s.byID[leader]; d == nil {
-		d = &dispatcher{p: p}
+		d = &dispatcher{p: p, leader: int32(leader)}
 		if s.byID == nil {
 			s.byID = map[int]*dispatcher{}
 		}

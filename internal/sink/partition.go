@@ -51,6 +51,7 @@ type partition struct {
 
 	filling *batch.Accumulator[item]
 	turn    bool         // it holds one of the process's turns
+	deaf    bool         // the last fetch failed
 	scratch schema.Batch // what records are decoded into
 	spare   []item       // fetched and decoded, for the next block
 	held    int64        // bytes charged to the budget for what is fetched and not delivered
@@ -426,7 +427,9 @@ func (p *partition) refill(ctx context.Context, from int64, a *batch.Accumulator
 		return false, err
 	}
 	size, wait := tipBytes, fetchWait
-	if from < p.end || a.Len() > 0 {
+	// Who did not get an answer last time asks for little, and holds up nobody who waits
+	// for a turn until there is one: to find out takes as long as the client's time-outs.
+	if (from < p.end || a.Len() > 0) && !p.deaf {
 		// No more than there is room for: what comes beyond it is read again.
 		size = int(min(fetchBytes, max(tipBytes, p.s.cfg.FlushBytes/blockShare-a.Bytes())))
 		if a.Len() > 0 {
@@ -530,6 +533,7 @@ func (p *partition) fetch(ctx context.Context, offset int64, size int, wait time
 				detail: fmt.Sprintf("offset %d is not in the log, which holds %d to %d", offset, bounds.Start, bounds.End-1)}
 		}
 	}
+	p.deaf = err != nil
 	if err != nil {
 		p.endTurn()
 		if ctx.Err() == nil {

@@ -70,3 +70,42 @@ func TestBlocksDoNotWaitForNothing(t *testing.T) {
 		assert.Less(t, before, int64(590), "blocks were small while much arrived")
 	})
 }
+
+// hungBroker does not answer for partitions above 0, in which much has piled up.
+type hungBroker struct{ *memoryLog }
+
+func (s hungBroker) Fetch(ctx context.Context, partition int, offset int64, maxBytes int, maxWait time.Duration) ([]batch.Delivery, batch.Bounds, error) {
+	if partition == 0 {
+		return s.memoryLog.Fetch(ctx, partition, offset, maxBytes, maxWait)
+	}
+	if !retry.Sleep(ctx, maxWait+10*time.Second) {
+		return nil, batch.Bounds{}, ctx.Err()
+	}
+	return nil, batch.Bounds{}, retry.Mark(context.DeadlineExceeded, retry.Transient)
+}
+
+func (s hungBroker) Bounds(ctx context.Context, partition int) (batch.Bounds, error) {
+	if partition == 0 {
+		return s.memoryLog.Bounds(ctx, partition)
+	}
+	return batch.Bounds{End: 1000}, nil
+}
+
+// Partitions whose broker hangs take a turn each to find that out, and no more.
+func TestTurnsOfPartitionsWhoseBrokerHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		r.cfg.FlushRows = 500
+		for p := 1; p <= 3*turns; p++ {
+			r.log.records[p], r.log.committed[p] = nil, commit{offset: -1}
+		}
+		r.source = hungBroker{r.log}
+		_, _, stop := r.start(nil)
+		defer stop()
+		retry.Sleep(t.Context(), time.Minute)
+		for i := range 1000 {
+			r.log.append(0, sample(fmt.Sprint(i), 5))
+		}
+		r.until("drained", 5*time.Second, r.drained)
+	})
+}
