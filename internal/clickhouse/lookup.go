@@ -161,6 +161,16 @@ func (c *Client) Copies(ctx context.Context, ids []batch.ID, found func(schema.C
 		})
 }
 
+// Held is how many bytes the client keeps in memory to look copies up: up to 96 MiB,
+// and while it reads the table as much again as one reading brings.
+func (c *Client) Held() int64 {
+	held := c.stored.held.Load()
+	if held > 0 && !c.stored.whole.Load() {
+		held += 2 * 8 * int64(c.stored.piece)
+	}
+	return held
+}
+
 // withIDs sends ids along with a query, as a table named wanted: any number of
 // them, where a list in the text would pass max_query_size (256 KiB).
 func withIDs(ctx context.Context, ids []batch.ID) (context.Context, error) {

@@ -32,6 +32,7 @@ type stored struct {
 	asked atomic.Uint64 // ids asked for
 	whole atomic.Bool   // whether the last reading came to its end
 	off   atomic.Bool   // whether the table's parts may not be read
+	held  atomic.Int64  // bytes of the filter
 
 	ended  uint64 // the last reading that came to its end; all ids were known then
 	table  string // its UUID: one that was dropped and made anew is another
@@ -54,14 +55,15 @@ const (
 	// askAnyway is below how many ids the table is asked outright: reading the
 	// list of its parts costs as much as looking up this many.
 	askAnyway = 8
-	// A filter pays for itself only where many ids are looked up: at 40 ns a row it
-	// takes to read them and 100 µs a look-up (both measured), after as many look-ups
-	// as a thousandth of the rows or so. The first few thousand are no sign of many.
+	// A filter pays for itself only where many ids are looked up: at 120 ns a row it
+	// takes to read them and 100 to 240 µs a look-up (both measured), after as many
+	// look-ups as a thousandth of the rows or so. The first few thousand are no sign of
+	// many; whoever has made a quarter of them makes the others too, so it seems.
 	worthFrom   = 10_000
-	rowsALookup = 1_000
+	rowsALookup = 4_000
 	// pieceRows is how many rows one call reads at most before it asks the table
-	// after all: about 0.05 s.
-	pieceRows = 1_000_000
+	// after all: 0.3 s or so, and a large table is read within few look-ups.
+	pieceRows = 4_000_000
 	// groupRows is how many ids come in one value.
 	groupRows = 65_536
 )
@@ -181,6 +183,7 @@ func (s *stored) forget(table string, rows uint64) {
 	s.table, s.read, s.top, s.parts, s.large, s.offset, s.ended = table, nil, 0, map[string]part{}, "", 0, 0
 	s.filter = bloom{} // the old one's memory can be used for the new one
 	s.filter = newBloom(rows)
+	s.held.Store(8 * int64(len(s.filter.words)))
 }
 
 // list returns the table's UUID and its parts that have rows, by name.

@@ -79,6 +79,7 @@ func TestCopiesOfMany(t *testing.T) {
 	}
 	added := c.stored.filter.added
 	assert.EqualValues(t, 1200, added)
+	assert.EqualValues(t, smallestBloom, c.Held())
 	require.NoError(t, c.Exec(t.Context(), "OPTIMIZE TABLE batches FINAL"))
 	assert.ElementsMatch(t, many("stored2", 300), copies(t, c, append(slices.Clone(absent), many("stored2", 300)...)))
 	assert.Equal(t, added, c.stored.filter.added, "a merged part is not read again")

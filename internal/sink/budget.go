@@ -12,6 +12,7 @@ import (
 // those that do). So nobody waits while holding, and nobody waits for ever: who
 // waits is served in turn, and try gives way to those who wait.
 type budget struct {
+	most    int64
 	mu      sync.Mutex
 	limit   int64
 	used    int64
@@ -23,7 +24,18 @@ type claimant struct {
 	granted chan struct{}
 }
 
-func newBudget(limit int64) *budget { return &budget{limit: max(limit, 1<<20)} }
+func newBudget(limit int64) *budget {
+	limit = max(limit, 1<<20)
+	return &budget{most: limit, limit: limit}
+}
+
+// beside leaves room for n bytes that are held elsewhere, up to half of the limit.
+func (b *budget) beside(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit = max(b.most-n, b.most/2)
+	b.grant()
+}
 
 // fits reports whether n bytes may be taken now. When nothing at all is taken
 // they always may: one fetch must be possible, however small the limit.

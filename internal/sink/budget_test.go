@@ -62,3 +62,18 @@ func TestBudgetWaitEndsWithItsContext(t *testing.T) {
 		assert.Zero(t, b.inUse())
 	})
 }
+
+// What is held elsewhere leaves less, never less than half, and not for good.
+func TestBudgetBesideOthers(t *testing.T) {
+	b := newBudget(8 << 20)
+	require.True(t, b.try(4<<20))
+	b.beside(3 << 20)
+	assert.False(t, b.try(2<<20))
+	assert.True(t, b.try(1<<20))
+	b.beside(1 << 40)
+	b.adjust(-2 << 20)
+	assert.True(t, b.try(1<<20))
+	assert.False(t, b.try(1))
+	b.beside(0)
+	assert.True(t, b.try(4<<20))
+}

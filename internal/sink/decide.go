@@ -142,6 +142,7 @@ func (p *partition) decide(ctx context.Context, b *block) error {
 		}
 		claims[c.BatchID] = next
 	})
+	p.s.budget.beside(p.store.Held())
 	if err != nil {
 		return err
 	}

@@ -89,6 +89,8 @@ func (g guard) MergedDead(ctx context.Context, rows []schema.DeadLetter, found f
 	return g.do(ctx, func() error { return g.store.MergedDead(ctx, rows, found) })
 }
 
+func (g guard) Held() int64 { return g.store.Held() }
+
 func (g guard) Parts(ctx context.Context) (n int, err error) {
 	err = g.do(ctx, func() (err error) { n, err = g.store.Parts(ctx); return err })
 	return n, err

@@ -339,6 +339,8 @@ func (s *memoryStore) PutMergesOff(ctx context.Context, off bool) error {
 	return nil
 }
 
+func (s *memoryStore) Held() int64 { return 0 }
+
 func (s *memoryStore) Parts(ctx context.Context) (int, error) { return 1, s.call(ctx) }
 
 func (s *memoryStore) RecordStop(ctx context.Context, _ schema.Position, _, _ string, _ int64) error {

@@ -84,6 +84,8 @@ type Store interface {
 	Through(ctx context.Context, at schema.Position) (int64, error)
 	// Copies reports the stored records of the batches.
 	Copies(ctx context.Context, ids []batch.ID, found func(schema.Copy)) error
+	// Held is how many bytes the store keeps in memory to answer Copies.
+	Held() int64
 	// HasBatch looks for events first to last of a batch that is older than the
 	// dedup window, stored by another record than the one at the position.
 	HasBatch(ctx context.Context, project string, id batch.ID, first, last uint32, at schema.Position) (bool, error)
