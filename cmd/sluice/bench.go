@@ -21,7 +21,7 @@ import (
 // benchVerb measures the pipeline, or a part of it, and the ceilings beside it.
 type benchVerb struct {
 	output
-	Scenario    string        `arg:"" optional:"" enum:"all,quick,collector,sink,both,sweep,load" default:"all" help:"all: the standard set, in 10 minutes; quick: each of it once, in 2; collector, sink, both: a part of it; sweep: how cost grows with events a request, connections, partitions and sinks; load: one load, as the flags say."`
+	Scenario    string        `arg:"" optional:"" enum:"all,quick,collector,sink,both,sweep,load" default:"all" help:"all: the standard set, in 10 minutes; quick: each of it once, in 2; collector, sink, both: a part of it; sweep: how cost grows with events a request, connections, partitions, sinks and batch ids in the dedup window; load: one load, as the flags say."`
 	Only        string        `placeholder:"NAMES" help:"Of a scenario only these measurements, with commas between them; * is any text, as in native,read*. A wrong one lists them."`
 	Runs        int           `default:"5" help:"How often each measurement is made, in rounds, 1 to 50. The table has the medians."`
 	Duration    time.Duration `default:"3s" help:"How long a measurement of the collector looks, 100ms to 1h; what needs less takes a part of it."`
@@ -128,7 +128,7 @@ func measurements(scenario string) []string {
 	case "both":
 		return []string{"both"}
 	case "sweep":
-		return []string{"events", "connections", "partitions", "sinks"}
+		return []string{"events", "connections", "partitions", "sinks", "ids"}
 	case "load":
 		return []string{"load"}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"sluice/internal/bench"
+	"sluice/internal/clickhouse"
 )
 
 // both sends through a collector while a sink stores, from the first request to the
@@ -108,6 +109,14 @@ func (b *bencher) sweep(ctx context.Context) error {
 		}
 		return errors.Join(err, c.stop(), l.remove())
 	}
+	for _, n := range []int64{10_000, 1_000_000, 100_000_000} {
+		if b.wants("ids") {
+			b.step("ids", 0)
+			if err := b.amongIDs(ctx, n); err != nil {
+				return fmt.Errorf("%d ids: %w", n, err)
+			}
+		}
+	}
 	for run := range v.Runs {
 		for _, n := range []int{1, 10, 100} {
 			if b.wants("events") {
@@ -152,4 +161,24 @@ func (b *bencher) sweep(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// amongIDs has a sink catch up while so many batches are in the dedup window. Once: to
+// lay out 10⁸ of them takes minutes.
+func (b *bencher) amongIDs(ctx context.Context, n int64) (err error) {
+	if err := b.needClickHouse(ctx); err != nil {
+		return err
+	}
+	l, rows, err := b.filled(ctx, b.verb.Partitions)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.remove()) }()
+	if err := clickhouse.Migrate(ctx, clickhouse.Config{DSN: "clickhouse://" + b.native + "/" + l.name}, 720*time.Hour); err != nil {
+		return err
+	}
+	if err := b.store.FillBatches(ctx, l.name, n); err != nil {
+		return err
+	}
+	return b.drain(ctx, fmt.Sprintf("sweep/ids-%d", n), l, rows, 1)
 }

@@ -8,6 +8,9 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
+
+	"sluice/pkg/retry"
 )
 
 // ClickHouse is asked over HTTP: to count, and to make and drop databases.
@@ -32,6 +35,38 @@ func (c ClickHouse) Count(ctx context.Context, query string) (int64, error) {
 		return 0, fmt.Errorf("ask ClickHouse %q: %q is no number", query, text)
 	}
 	return n, nil
+}
+
+// FillBatches puts n stored batches with ids that no others have into a database's
+// batches, and waits until they are merged.
+func (c ClickHouse) FillBatches(ctx context.Context, database string, n int64) error {
+	const once = 5_000_000
+	for at := int64(0); at < n; at += once {
+		// As large blocks as the table may come to have: what is measured is not their merging.
+		_, err := c.Ask(ctx, fmt.Sprintf(`
+INSERT INTO %s.batches (dedup_id, batch_id, project, source, outcome, events, received_at, log, topic, partition, offset)
+SELECT id, generateUUIDv4(number) AS id, 'bench', 'native', 'stored', 100, now64(6), 'before', 'before', number %% 12, number
+FROM numbers(%d, %d)
+SETTINGS max_block_size = %d, max_insert_block_size = %d, min_insert_block_size_rows = %d, min_insert_block_size_bytes = 0, max_insert_threads = 1, optimize_on_insert = 0`,
+			database, at, min(once, n-at), once, once, once))
+		if err != nil {
+			return err
+		}
+	}
+	query := fmt.Sprintf("SELECT toInt64(count()) FROM system.merges WHERE database = '%s'", database)
+	for quiet := 0; quiet < 8; quiet++ { // for 2 s
+		merging, err := c.Count(ctx, query)
+		if err != nil {
+			return err
+		}
+		if merging > 0 {
+			quiet = 0
+		}
+		if !retry.Sleep(ctx, 250*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (c ClickHouse) post(ctx context.Context, query string, settings url.Values, body io.Reader) (string, error) {
