@@ -175,6 +175,8 @@ type intake struct {
 func (c *Collector) finish(in *intake, o outcome) {
 	if in.first && !in.finished {
 		in.finished = true
+		// A copy's answer is about its own body, and the memory of this one is not counted.
+		o.result.Reply, o.result.BodyBytes = nil, 0
 		c.recent.finish(in.attempt, o)
 	}
 }

@@ -80,6 +80,22 @@ func TestSharedPath(t *testing.T) {
 	e.idle()
 }
 
+// A copy gets an answer of its own, and what the answer to the first one was made of is
+// not kept: a list of every event of the last 50,000 batches would be.
+func TestCopiesHaveAReplyOfTheirOwn(t *testing.T) {
+	e := start(t, withEndpoints(other("/other", false)))
+	for range 2 {
+		a := e.post("/other", []byte("other x u1"), "Idempotency-Key", "k")
+		assert.Equal(t, "took u1", string(a.body), "%d", a.status)
+	}
+	require.Len(t, e.pub.records(), 1)
+	for _, a := range e.c.recent.byID {
+		assert.Nil(t, a.outcome.result.Reply)
+		assert.Equal(t, 1, a.outcome.result.Accepted)
+	}
+	e.idle()
+}
+
 // What goes for a protocol goes on a shared path too: where its key may be in the
 // request, and that its SDKs send gzip without saying so.
 func TestSharedPathIsReadItsWay(t *testing.T) {
