@@ -252,7 +252,7 @@ func limitMemory(cfg config.Collector, environ []string) {
 const garbage = 200
 
 func memoryLimit(cfg config.Collector) int64 {
-	const usual, usualInFlight = 90 << 20, 40 << 20
+	const usual, usualInFlight = 86 << 20, 40 << 20
 	inFlight := max(int64(cfg.MaxInFlight), 4*int64(cfg.MaxBody))
 	return usual + max(0, inFlight-usualInFlight)
 }

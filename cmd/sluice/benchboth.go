@@ -58,7 +58,7 @@ func (b *bencher) bothOnce(ctx context.Context) (err error) {
 		return err
 	}
 	begin := time.Now()
-	err = pause(ctx, load, 3*b.verb.Duration)
+	err = pause(ctx, load, 4*b.verb.Duration)
 	if err := errors.Join(err, load.Stop()); err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (b *bencher) sweep(ctx context.Context) error {
 				if err := b.needClickHouse(ctx); err != nil {
 					return err
 				}
-				if err := b.catchUp(ctx, fmt.Sprintf("sweep/sink-partitions-%d", n), 1, n); err != nil {
+				if err := b.catchUp(ctx, fmt.Sprintf("sweep/sink-partitions-%d", n), 1, n, false); err != nil {
 					return err
 				}
 			}
@@ -154,7 +154,7 @@ func (b *bencher) sweep(ctx context.Context) error {
 				if err := b.needClickHouse(ctx); err != nil {
 					return err
 				}
-				if err := b.catchUp(ctx, fmt.Sprintf("sweep/sinks-%d", n), n, v.Partitions); err != nil {
+				if err := b.catchUp(ctx, fmt.Sprintf("sweep/sinks-%d", n), n, v.Partitions, false); err != nil {
 					return err
 				}
 			}

@@ -106,7 +106,7 @@ environment, the environment over the file, the file over the default.
 - Sizes: ` + "`900KiB`, `10GiB`" + ` (powers of 1,024), ` + "`5MB`" + ` (powers of 1,000) or plain bytes. Durations: ` + "`250ms`, `10s`, `720h`" + `.
 - Passwords are not printed or logged. On a command line other users of the machine can read them: use the
   environment or the file.
-- A soft limit on memory is set by the services themselves: the collector 90 MiB, and one byte more for each byte
+- A soft limit on memory is set by the services themselves: the collector 86 MiB, and one byte more for each byte
   in flight above 40 MiB; the sink 64 MiB and one and a half times ` + "`SLUICE_SINK_FLUSH_BYTES`" + ` (448 MiB with the default).
   ` + "`GOMEMLIMIT`" + ` goes before it (for example nine tenths of the container's limit).
 `
