@@ -24,7 +24,7 @@ type benchVerb struct {
 	Scenario    string        `arg:"" optional:"" enum:"all,quick,collector,sink,both,sweep,load" default:"all" help:"all: the standard set, in 10 minutes; quick: each of it once, in 2; collector, sink, both: a part of it; sweep: how cost grows with events a request, connections, partitions, sinks and batch ids in the dedup window; load: one load, as the flags say."`
 	Only        string        `placeholder:"NAMES" help:"Of a scenario only these measurements, with commas between them; * is any text, as in native,read*. A wrong one lists them."`
 	Runs        int           `default:"5" help:"How often each measurement is made, in rounds, 1 to 50. The table has the medians."`
-	Duration    time.Duration `default:"2500ms" help:"How long a measurement of the collector looks, 100ms to 1h; what needs less takes a part of it."`
+	Duration    time.Duration `default:"2s" help:"How long a measurement of the collector looks, 100ms to 1h; what needs less takes a part of it."`
 	Rows        int64         `default:"6000000" help:"Rows that a sink catches up with, in each run."`
 	Connections int           `default:"64" help:"Connections of a load, 1 to 1000."`
 	Events      int           `default:"100" help:"Events a request, 1 to 10000."`
