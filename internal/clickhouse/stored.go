@@ -55,15 +55,16 @@ const (
 	// askAnyway is below how many ids the table is asked outright: reading the
 	// list of its parts costs as much as looking up this many.
 	askAnyway = 8
-	// A filter pays for itself only where many ids are looked up: at 120 ns a row it
-	// takes to read them and 100 to 240 µs a look-up (both measured), after as many
-	// look-ups as a thousandth of the rows or so. The first few thousand are no sign of
-	// many; whoever has made a quarter of them makes the others too, so it seems.
+	// A filter pays for itself only where many ids are looked up. To read it takes 120
+	// ns a row; a look-up takes 10 µs a part (both measured), so as much after a
+	// thousandth or two of the rows. The first few thousand are no sign of many; whoever
+	// has looked up ten thousand goes on.
 	worthFrom   = 10_000
-	rowsALookup = 4_000
-	// pieceRows is how many rows one call reads at most before it asks the table
-	// after all: 0.3 s or so, and a large table is read within few look-ups.
-	pieceRows = 4_000_000
+	rowsALookup = 10_000
+	// pieceRows is how many rows are read at once, in 0.2 to 0.4 s: what comes is held in
+	// memory. One call reads so many pieces at most before it asks the table after all.
+	pieceRows = 2_000_000
+	pieces    = 16
 	// groupRows is how many ids come in one value.
 	groupRows = 65_536
 )
@@ -88,7 +89,10 @@ func (s *stored) unsure(ctx context.Context, c *Client, ids []batch.ID) []batch.
 	defer func() { <-s.busy }()
 	if s.ended < need {
 		n := s.began.Add(1)
-		complete, err := s.refresh(ctx, c, asked)
+		complete, more, err := s.refresh(ctx, c, asked)
+		for piece := 1; piece < pieces && more && err == nil; piece++ {
+			complete, more, err = s.refresh(ctx, c, asked)
+		}
 		s.whole.Store(complete && err == nil)
 		if retry.ClassOf(err) == retry.Permanent {
 			s.off.Store(true) // the right to read system.parts, say; the table answers without
@@ -107,16 +111,9 @@ func (s *stored) unsure(ctx context.Context, c *Client, ids []batch.ID) []batch.
 	return unsure
 }
 
-// hold waits for its turn, unless whoever has it has much to read.
+// hold waits for its turn. That may be seconds, while a large table is read for the
+// first time; to ask the table meanwhile takes as long, and more of the CPU.
 func (s *stored) hold(ctx context.Context) bool {
-	select {
-	case s.busy <- struct{}{}:
-		return true
-	default:
-	}
-	if !s.whole.Load() {
-		return false
-	}
 	select {
 	case s.busy <- struct{}{}:
 		return true
@@ -126,11 +123,11 @@ func (s *stored) hold(ctx context.Context) bool {
 }
 
 // refresh reads what the filter lacks, up to a bound, and reports whether it
-// lacks nothing any more.
-func (s *stored) refresh(ctx context.Context, c *Client, asked uint64) (complete bool, err error) {
+// lacks nothing any more, or else whether it is worth going on.
+func (s *stored) refresh(ctx context.Context, c *Client, asked uint64) (complete, more bool, err error) {
 	table, parts, err := s.list(ctx, c)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	var rows, lacking uint64
 	var top int64
@@ -143,7 +140,7 @@ func (s *stored) refresh(ctx context.Context, c *Client, asked uint64) (complete
 	}
 	s.top = top
 	if len(parts) == 0 || asked < rows/rowsALookup || s.filter.tooSmall(rows) {
-		return false, nil
+		return false, false, nil
 	}
 	known := []string{}
 	var large string
@@ -162,9 +159,9 @@ func (s *stored) refresh(ctx context.Context, c *Client, asked uint64) (complete
 		if _, there := parts[s.large]; there && !s.read.holds(parts[s.large].first, parts[s.large].last) {
 			large = s.large // which was begun
 		}
-		return false, s.readPiece(ctx, c, large, parts[large])
+		return false, true, s.readPiece(ctx, c, large, parts[large])
 	}
-	return true, s.readOthers(ctx, c, known)
+	return true, false, s.readOthers(ctx, c, known)
 }
 
 // replaced reports whether a part of the same name holds other rows than before:
