@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"testing"
@@ -306,10 +307,14 @@ func BenchmarkProduce(b *testing.B) {
 
 // To lay records out allocates nothing once the buffers are there.
 func TestEncodeAllocatesNothing(t *testing.T) {
-	records := testRecords(100, 300) // one block: the compressor takes its tables from a pool, which the race detector empties
+	records := testRecords(20, 300) // one block: the compressor takes its tables from a pool, which the race detector empties
 	var e encoder
 	e.encode(records, time.Time{})
-	assert.Zero(t, testing.AllocsPerRun(20, func() { e.encode(records, time.Time{}) }))
+	least := math.MaxFloat64
+	for range 20 { // what clients of other tests do meanwhile is counted too
+		least = min(least, testing.AllocsPerRun(20, func() { e.encode(records, time.Time{}) }))
+	}
+	assert.Zero(t, least)
 }
 
 func BenchmarkEncode(b *testing.B) {
