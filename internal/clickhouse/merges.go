@@ -20,9 +20,9 @@ func (c *Client) PutMergesOff(ctx context.Context, off bool) error {
 	if c.cfg.Cluster != "" {
 		return nil
 	}
-	set, want, change := "", strconv.Itoa(wideMerge), "MODIFY SETTING min_parts_to_merge_at_once = "+strconv.Itoa(wideMerge)
+	set, change := "", "MODIFY SETTING min_parts_to_merge_at_once = "+strconv.Itoa(wideMerge)
 	if !off {
-		set, want, change = want, set, "RESET SETTING min_parts_to_merge_at_once"
+		set, change = strconv.Itoa(wideMerge), "RESET SETTING min_parts_to_merge_at_once"
 	}
 	var tables []string
 	err := c.lookup(ctx, "read how the tables are merged", `
@@ -39,7 +39,7 @@ func (c *Client) PutMergesOff(ctx context.Context, off bool) error {
 	}
 	for _, table := range tables {
 		if err := c.Exec(ctx, "ALTER TABLE "+table+" "+change); err != nil {
-			return fmt.Errorf("merge parts of %s by %q: %w", table, want, err)
+			return fmt.Errorf("set how many parts of %s are merged at once: %w", table, err)
 		}
 	}
 	return nil

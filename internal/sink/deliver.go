@@ -65,7 +65,9 @@ func (p *partition) deliver(ctx context.Context, gen Generation, b *block) error
 				}
 			}()
 			rows := b.build(nil)
-			b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
+			if len(b.refused) == 0 { // else it was counted before any of them was known
+				b.events = rows[schema.Exposures].Len() + rows[schema.Events].Len()
+			}
 			// Unless the protocol is broken on purpose, unsure means: look first.
 			if p.s.cfg.SkipReadBack {
 				return p.insert(ctx, gen, b, rows, p.token(b))

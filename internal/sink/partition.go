@@ -399,20 +399,19 @@ func (p *partition) fill(ctx context.Context) (*block, error) {
 // await waits until a block is due, or until nothing has come for as long as a block of
 // an idle partition waits: a large block is worth waiting for only while it grows.
 func (p *partition) await(ctx context.Context, due time.Duration) error {
-	for end := p.end; due > 0; due -= p.s.cfg.FlushInterval {
-		if !retry.Sleep(ctx, min(due, p.s.cfg.FlushInterval)) {
+	until, end := p.s.now().Add(due), p.end
+	for due > 0 {
+		if !retry.Sleep(ctx, min(due, max(p.s.cfg.FlushInterval, fetchWait))) {
 			return ctx.Err()
 		}
-		if due <= p.s.cfg.FlushInterval {
+		if due = until.Sub(p.s.now()); due <= 0 {
 			return nil
 		}
-		switch bounds, err := p.s.source.Bounds(ctx, p.at.Partition); {
-		case err != nil: // a fetch will say what is wrong
-		case bounds.End == end:
-			return nil
-		default:
-			end = bounds.End
+		bounds, err := p.s.source.Bounds(ctx, p.at.Partition)
+		if err != nil || bounds.End == end {
+			return nil // a fetch says what is wrong, and what is at hand is delivered
 		}
+		end = bounds.End
 	}
 	return nil
 }
