@@ -102,7 +102,7 @@ func (w *wire) while(ctx context.Context, timeout time.Duration, exchange func()
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.conn.SetDeadline(time.Unix(1, 0)) })
 	err := exchange()
-	if !stop() && err == nil {
+	if !stop() {
 		// The deadline may be set at any moment from here on, whoever has the
 		// connection by then.
 		w.spent = true

@@ -53,6 +53,19 @@ func TestMergesWaitForCatchingUp(t *testing.T) {
 	})
 }
 
+// A sink that starts where one was killed while it caught up takes back what that one
+// said, once.
+func TestMergesAfterASinkThatWasKilled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		_, _, stop := r.start(nil)
+		retry.Sleep(t.Context(), time.Minute)
+		assert.Equal(t, []bool{false}, r.store.said())
+		stop()
+		assert.Equal(t, []bool{false}, r.store.said())
+	})
+}
+
 // A sink that may not alter tables drains all the same, and does not ask again.
 func TestMergesCannotBePutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
